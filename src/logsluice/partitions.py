@@ -1,0 +1,233 @@
+"""
+The partitions of `logs`: made ahead and on demand, listed, dropped when they are old.
+
+Rules, each against an accident:
+
+1. Nothing here waits for readers or writers of `logs`, nor lets them wait: no `CREATE ... PARTITION OF`, no plain
+   `DETACH`. Both take ACCESS EXCLUSIVE: behind one open report every writer would stand still.
+2. Nothing here runs inside a batch's transaction, and making and dropping fail apart from each other: a prune that
+   cannot get its lock must not keep tomorrow's partition from being made.
+3. Only whole partitions are dropped, and only what is marked or attached: a table that somebody detached by hand to
+   keep it is never touched.
+
+Connections are given with autocommit on. Moments are aware datetimes; partitions begin and end in UTC.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from dataclasses import dataclass
+from datetime import datetime, timedelta, timezone
+from typing import TYPE_CHECKING, Any
+
+from logsluice.columns import quote
+from logsluice.errors import ConfigError, LogsluiceError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import psycopg
+
+AHEAD = timedelta(days=1)  # kept ready before and after now: late records, and clocks that differ by hours
+# 2 s: another process that makes the same needs milliseconds. What can last (ANALYZE, CREATE INDEX, DETACH) must not
+# hold up the listener, which makes the partitions between two batches.
+MAKE_LOCK_TIMEOUT = "2s"
+# 3 s: an autovacuum in the way gives up after `deadlock_timeout` (1 s); whoever reads longer is left in peace.
+DROP_LOCK_TIMEOUT = "3s"
+
+_MARK = "logsluice prune: to be dropped, was a partition of"
+_MOMENT = re.compile(r"\b(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d)(?:\.(\d{1,6}))?(?:Z|([+-])(\d\d)(?::(\d\d))?(?::(\d\d))?)")
+
+
+@dataclass(frozen=True)
+class Partition:
+    """One partition: the rows with lower <= ts < upper."""
+
+    schema: str
+    name: str
+    lower: datetime | None  # None: without a bound
+    upper: datetime | None
+    rows: int  # PostgreSQL's estimate
+    size: int  # bytes, with indexes
+    state: str  # "attached"; "pending" or "detached": an interrupted drop, to be finished
+
+    @property
+    def full_name(self) -> str:
+        """The quoted name."""
+        return f"{quote(self.schema)}.{quote(self.name)}"
+
+
+def ensure(conn: psycopg.Connection[Any], schema: str, width: str, now: datetime, *, table: str = "logs") -> list[str]:
+    """Make what is missing for now - 1 day to now + 1 day and return the names. One query when nothing is missing."""
+    return _make(conn, (schema, table), width, now - AHEAD, now + AHEAD)
+
+
+def ensure_at(
+    conn: psycopg.Connection[Any], schema: str, width: str, moment: datetime, *, table: str = "logs"
+) -> list[str]:
+    """
+    Make the partition for this moment (see `moment_of`) and return its name; nothing when it is there already.
+
+    The server refuses what is not within now - 400 days to now + 8 days.
+    """
+    return _make(conn, (schema, table), width, moment, moment)
+
+
+def _make(
+    conn: psycopg.Connection[Any], parent: tuple[str, str], width: str, starts: datetime, ends: datetime
+) -> list[str]:
+    schema, table = parent
+    if width == "none":
+        return []
+    with conn.transaction():
+        _settings(conn, MAKE_LOCK_TIMEOUT)
+        # SQL from quoted names; types are given so that no other function of that name can be meant.
+        rows = conn.execute(
+            f"SELECT {quote(schema)}.make_partitions(%s::timestamptz, %s::timestamptz, %s::text, %s::text)",
+            [starts, ends, table, width],
+            prepare=False,
+        ).fetchall()
+    return [row[0] for row in rows]
+
+
+def _settings(conn: psycopg.Connection[Any], lock_timeout: str) -> None:
+    """All that a transaction here needs; READ COMMITTED, to see what others made while we waited for a lock."""
+    conn.execute(
+        "SET TRANSACTION ISOLATION LEVEL READ COMMITTED; SET LOCAL search_path = pg_catalog, pg_temp; "
+        f"SET LOCAL timezone = 'UTC'; SET LOCAL datestyle = 'ISO'; SET LOCAL lock_timeout = '{lock_timeout}'",
+        prepare=False,
+    )
+
+
+def moment_of(text: str | None) -> datetime | None:
+    """
+    Return the moment that a 23514 "no partition of relation ... found for row" is about, or None.
+
+    Give it the error's CONTEXT, `COPY logs, line 1: "17<tab>2026-11-22 09:00:00.5Z<tab>..."`: it quotes our own frame,
+    whose first timestamp is `ts`. The DETAIL, `... contains (ts) = (2026-11-22 09:00:00+00).`, will do as well, in any
+    TimeZone, if the transaction said `SET LOCAL datestyle = 'ISO'` and the role may SELECT `ts`: PostgreSQL shows it to
+    nobody else, and a writer with INSERT alone gets none. The words around it, which are translated, do not matter.
+    """
+    found = _MOMENT.search(text or "")
+    if found is None:
+        return None
+    clock, fraction, sign, hours, minutes, seconds = found.groups()
+    offset = timedelta(hours=int(hours or 0), minutes=int(minutes or 0), seconds=int(seconds or 0))
+    try:
+        moment = datetime.strptime(clock, "%Y-%m-%d %H:%M:%S").replace(
+            microsecond=int((fraction or "0").ljust(6, "0")), tzinfo=timezone.utc
+        )
+        return moment + offset if sign == "-" else moment - offset
+    except (ValueError, OverflowError):  # year 0, a leap second, year 10000
+        return None
+
+
+def expired(
+    conn: psycopg.Connection[Any], schema: str, keep: timedelta, now: datetime, *, table: str = "logs"
+) -> list[Partition]:
+    """
+    Return what lies wholly before now - keep, in the order to drop it: what was interrupted, then the oldest first.
+
+    PostgreSQL has one pending DETACH a table: until that one is finished, every other is refused.
+    """
+    old = [part for part in listed(conn, schema, table) if part.upper is not None and part.upper <= now - keep]
+    return sorted(old, key=lambda part: part.state == "attached")
+
+
+_LISTED = """
+SELECT n.nspname, c.relname, source.state, source.bounds,
+       CASE WHEN c.reltuples < 0 THEN pg_stat_get_live_tuples(c.oid) ELSE c.reltuples END::bigint,
+       coalesce(pg_total_relation_size(c.oid), 0)
+  FROM (SELECT i.inhrelid, CASE WHEN i.inhdetachpending THEN 'pending' ELSE 'attached' END,
+               pg_get_expr(p.relpartbound, p.oid)
+          FROM pg_inherits i JOIN pg_class p ON p.oid = i.inhrelid WHERE i.inhparent = %(parent)s::oid
+         UNION ALL
+        SELECT d.objoid, 'detached', d.description
+          FROM pg_description d JOIN pg_class p ON p.oid = d.objoid AND NOT p.relispartition
+         WHERE d.classoid = 'pg_class'::regclass AND d.objsubid = 0 AND starts_with(d.description, %(mark)s::text)
+       ) AS source (oid, state, bounds)
+  JOIN pg_class c ON c.oid = source.oid
+  JOIN pg_namespace n ON n.oid = c.relnamespace
+"""
+
+
+def listed(conn: psycopg.Connection[Any], schema: str, table: str = "logs") -> list[Partition]:
+    """Return all partitions, and tables whose drop was interrupted, by their bounds."""
+    with conn.transaction():
+        _settings(conn, MAKE_LOCK_TIMEOUT)
+        parent = _parent(conn, schema, table)
+        marks = {"parent": parent, "mark": f"{_MARK} {parent} "}
+        rows = conn.execute(_LISTED, marks, prepare=False).fetchall()
+    parts = []
+    for home, name, state, bounds, estimate, size in rows:
+        edges = re.search(r"FROM \((.+)\) TO \((.+)\)$", bounds)
+        lower, upper = map(moment_of, edges.groups()) if edges else (None, None)
+        parts.append(Partition(home, name, lower, upper, estimate, size, state))
+    utmost = datetime.max.replace(tzinfo=timezone.utc)
+    return sorted(parts, key=lambda part: (part.upper or utmost, part.name))
+
+
+def _parent(conn: psycopg.Connection[Any], schema: str, table: str) -> int:
+    row = conn.execute(
+        "SELECT c.oid FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace "
+        "WHERE n.nspname = %s::text AND c.relname = %s::text AND c.relkind = 'p'",
+        [schema, table],
+        prepare=False,
+    ).fetchone()
+    if row is None:
+        raise LogsluiceError(f"there is no partitioned table {quote(schema)}.{quote(table)} here")
+    return int(row[0])
+
+
+def drop(conn: psycopg.Connection[Any], schema: str, partition: Partition, *, table: str = "logs") -> None:
+    """
+    Drop one partition of what `expired` returned; one that is gone, or has other bounds by now, is left alone.
+
+    Raises psycopg's error when a lock cannot be had in time. What was begun then stays begun and is listed as
+    "pending" (its rows are not seen any more, its range takes none) or "detached"; dropping it again finishes it.
+    DETACH ... CONCURRENTLY refuses a transaction block, so this needs a session of its own: no transaction pooler.
+    """
+    for current in listed(conn, schema, table):
+        if (current.full_name, current.lower, current.upper) == (partition.full_name, partition.lower, partition.upper):
+            with _session(conn):
+                _drop(conn, f"{quote(schema)}.{quote(table)}", current, _parent(conn, schema, table))
+
+
+def _drop(conn: psycopg.Connection[Any], parent: str, part: Partition, oid: int) -> None:
+    if part.state == "pending":
+        conn.execute(f"ALTER TABLE {parent} DETACH PARTITION {part.full_name} FINALIZE", prepare=False)
+    elif part.state == "attached":
+        _detach(conn, parent, part, oid)
+    # Nothing hangs on it now but readers that named it themselves.
+    conn.execute(f"DROP TABLE {part.full_name}", prepare=False)
+
+
+def _detach(conn: psycopg.Connection[Any], parent: str, part: Partition, oid: int) -> None:
+    # Marked first: when we are killed while the server detaches, it still completes, and without a mark the table
+    # would be a stranger that nobody ever drops.
+    bounds = f"FROM (''{part.lower or 'MINVALUE'}'') TO (''{part.upper}'')"
+    conn.execute(f"COMMENT ON TABLE {part.full_name} IS '{_MARK} {oid} {bounds}'", prepare=False)
+    try:
+        conn.execute(f"ALTER TABLE {parent} DETACH PARTITION {part.full_name} CONCURRENTLY", prepare=False)
+    except Exception:
+        with contextlib.suppress(Exception):  # the first error is the one to tell
+            pending = "SELECT inhdetachpending FROM pg_inherits WHERE inhrelid = %s::regclass"
+            row = conn.execute(pending, [part.full_name], prepare=False).fetchone()
+            if row == (False,):  # not begun: whoever detaches it by hand now wants to keep it
+                conn.execute(f"COMMENT ON TABLE {part.full_name} IS NULL", prepare=False)
+        raise
+
+
+@contextlib.contextmanager
+def _session(conn: psycopg.Connection[Any]) -> Iterator[None]:
+    """Limit how long statements outside a transaction wait for a lock; the only place that needs a session setting."""
+    row = conn.execute("SELECT pg_backend_pid()", prepare=False).fetchone()
+    if row is None or row[0] != conn.info.backend_pid:  # a pooler answers: our setting could reach anybody
+        raise ConfigError("dropping partitions needs a session of its own: connect to PostgreSQL, not to a pooler")
+    conn.execute(f"SET lock_timeout = '{DROP_LOCK_TIMEOUT}'", prepare=False)
+    try:
+        yield
+    finally:
+        if not conn.closed:
+            conn.execute("RESET lock_timeout", prepare=False)

@@ -1,0 +1,255 @@
+"""
+The tables in PostgreSQL: the SQL files that make them, what a database lacks, and how to bring it there.
+
+`sql/` holds plain numbered files that psql can run. Python does what psql does, it writes the quoted schema name for
+`:"schema"`, and leaves out two lines that do not always apply. Each file runs in one transaction behind one lock, so
+that ten processes that start at once apply it once. Everything is `SET LOCAL` or belongs to a transaction: it runs
+through PgBouncer in transaction mode. Connections are given with autocommit on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from logsluice.columns import quote, target_from
+from logsluice.config import PARTITION_WIDTHS
+from logsluice.errors import ConfigError, LogsluiceError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import psycopg
+
+# 10 s: the first of many processes that start at once needs less than 1 s for everything; a longer wait means that
+# somebody holds a table that a file alters, and each second of ours in that queue stops the writers behind us.
+# READ COMMITTED: with a snapshot from before the lock, the second process would not see what the first one made.
+_SETTINGS = """
+    SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
+    SET LOCAL lock_timeout = '10s';
+    SET LOCAL search_path = pg_catalog, pg_temp;
+"""
+_CREATE_SCHEMA = 'CREATE SCHEMA IF NOT EXISTS :"schema";\n'
+_PARTITIONED = "PARTITION BY RANGE (ts)\n"
+_FUNCTION = "make_partitions(timestamptz, timestamptz, text, text)"
+
+
+@dataclass(frozen=True)
+class SqlFile:
+    """One numbered file of `sql/`."""
+
+    number: int
+    name: str  # without ".sql"
+    text: str
+    checksum: str  # SHA-256 of the text, hexadecimal
+
+
+@dataclass(frozen=True)
+class Missing:
+    """Something that the current role needs and does not have."""
+
+    what: str  # a sentence
+    fix: str  # one SQL statement, or the command that does it
+
+
+def sql_files() -> list[SqlFile]:
+    """Return the SQL files in order: the copy in the wheel, or the checkout's `sql/` in an editable install."""
+    here = Path(__file__).resolve()
+    folders = (here.parent / "sql", here.parents[2] / "sql")
+    for folder in folders:
+        paths = sorted(folder.glob("[0-9][0-9][0-9][0-9]_*.sql"))
+        if paths:
+            return [_read(path) for path in paths]
+    raise LogsluiceError(f"no SQL files in {' or '.join(map(str, folders))}: install logsluice again")
+
+
+def _read(path: Path) -> SqlFile:
+    text = path.read_text(encoding="ascii")
+    return SqlFile(int(path.stem[:4]), path.stem, text, hashlib.sha256(text.encode()).hexdigest())
+
+
+def render(schema: str = "logsluice", partition: str = "day", grant_to: str | None = None) -> str:
+    """
+    Return the whole DDL, for a DBA to read and to run once with psql on a database that has none of it.
+
+    With `grant_to` it ends with the least that a writer needs.
+    """
+    _check(schema, partition)
+    lines = ["-- logsluice: tables, function, views. Run it with psql -v ON_ERROR_STOP=1.", "BEGIN;", ""]
+    for file in sql_files():
+        lines += [_ddl(file, schema, partition), _record(file, schema), ""]
+    if grant_to is not None:
+        lines.append(f"-- What {quote(grant_to)} needs to write. Partitions need no grant: rows go in through logs.")
+        lines += [f"{grant};" for grant in _grants(schema, grant_to)]
+    lines += ["COMMIT;", ""]
+    return "\n".join(lines)
+
+
+def migrate(conn: psycopg.Connection[Any], schema: str = "logsluice", partition: str = "day") -> list[str]:
+    """Apply the files that are missing and return their names. Partitions are made by `partitions.ensure`."""
+    _check(schema, partition)
+    applied = _applied(conn, schema)  # a look without the lock: every process of a fleet asks, hardly any has to wait
+    return [
+        file.name
+        for file in sql_files()
+        if file.number not in applied and _apply(conn, file, schema=schema, partition=partition)
+    ]
+
+
+def _apply(conn: psycopg.Connection[Any], file: SqlFile, *, schema: str, partition: str) -> bool:
+    with conn.transaction():
+        conn.execute(_SETTINGS, prepare=False)
+        key = f"logsluice migrate {schema}"
+        conn.execute("SELECT pg_advisory_xact_lock(hashtextextended(%s::text, 0))", [key], prepare=False)
+        if file.number in _applied(conn, schema):  # another process was first
+            return False
+        exists = _one(conn, "SELECT true FROM pg_namespace WHERE nspname = %s::text", schema)
+        # CREATE SCHEMA IF NOT EXISTS is refused without CREATE on the database even when the schema is there.
+        ddl = _ddl(file, schema, partition, create_schema=not exists)
+        conn.execute(ddl + _record(file, schema), prepare=False)
+    return True
+
+
+def _ddl(file: SqlFile, schema: str, partition: str, *, create_schema: bool = True) -> str:
+    text = file.text
+    if not create_schema:
+        text = text.replace(_CREATE_SCHEMA, "")
+    if partition == "none":
+        text = text.replace(_PARTITIONED, "")
+    return text.replace(':"schema"', quote(schema))
+
+
+def _record(file: SqlFile, schema: str) -> str:
+    return f"UPDATE {quote(schema)}.version SET checksum = '{file.checksum}' WHERE version = {file.number};"
+
+
+def _check(schema: str, partition: str) -> None:
+    target_from(schema, "logs", None)  # raises for a name that PostgreSQL would cut or refuse
+    if partition not in PARTITION_WIDTHS:
+        raise ConfigError(f"partition must be one of {', '.join(map(repr, PARTITION_WIDTHS))}, got {partition!r}")
+
+
+def _applied(conn: psycopg.Connection[Any], schema: str) -> set[int]:
+    if _relation(conn, schema, "version") is None:
+        return set()
+    rows = conn.execute(f"SELECT version FROM {quote(schema)}.version", prepare=False).fetchall()
+    return {row[0] for row in rows}
+
+
+# What a writer needs, and nothing else: the one list behind `render` and `missing`.
+_TABLES = {"dead_letter": ("INSERT",), "stream": ("SELECT", "INSERT", "UPDATE"), "version": ("SELECT",)}
+
+
+def _grants(schema: str, role: str) -> Iterator[str]:
+    yield _grant("USAGE", f"SCHEMA {quote(schema)}", role)
+    for table, privileges in {"logs": ("INSERT",), **_TABLES}.items():
+        yield _grant(", ".join(privileges), f"{quote(schema)}.{quote(table)}", role)
+    yield _grant("EXECUTE", f"FUNCTION {quote(schema)}.{_FUNCTION}", role)
+
+
+def _grant(privileges: str, thing: str, role: str) -> str:
+    return f"GRANT {privileges} ON {thing} TO {quote(role)}"
+
+
+def missing(
+    conn: psycopg.Connection[Any],
+    schema: str = "logsluice",
+    *,
+    table: str | tuple[str, str] = "logs",
+    dead_letter: bool = True,
+) -> list[Missing]:
+    """
+    Return what the current role lacks to write into this table; an empty list when it can.
+
+    `table` is a name in `schema`, or a pair of schema and name. Only catalogues are read: `to_regclass` raises for a
+    schema that may not be used, and saying so is the purpose here.
+    """
+    where, name = (schema, table) if isinstance(table, str) else table
+    role = str(_one(conn, "SELECT current_user::text"))
+    usable = {
+        home: _one(conn, "SELECT has_schema_privilege(oid, 'USAGE') FROM pg_namespace WHERE nspname = %s::text", home)
+        for home in (where, schema)
+    }
+    if usable[schema] is None:
+        return [Missing(f"schema {quote(schema)} does not exist", _migrate(schema))]
+    found = [
+        Missing(f"role {quote(role)} may not use schema {quote(home)}", _grant("USAGE", f"SCHEMA {quote(home)}", role))
+        for home in usable
+        if usable[home] is False
+    ]
+    found += _missing_on(conn, where, name, ("INSERT",), role=role, home=schema)
+    for other, privileges in _TABLES.items():
+        if dead_letter or other != "dead_letter":
+            found += _missing_on(conn, schema, other, privileges, role=role, home=schema)
+    if usable[schema] and not _missing_on(conn, schema, "version", ("SELECT",), role=role, home=schema):
+        found += _missing_version(conn, schema)
+    if (where, name) == (schema, "logs"):
+        found += _missing_function(conn, schema, role)
+    return found
+
+
+def _missing_on(
+    conn: psycopg.Connection[Any], schema: str, table: str, privileges: tuple[str, ...], *, role: str, home: str
+) -> list[Missing]:
+    full = f"{quote(schema)}.{quote(table)}"
+    oid = _relation(conn, schema, table)
+    if oid is None:
+        ours = schema == home and table in {"logs", *_TABLES}
+        if ours and table != "version" and _relation(conn, schema, "version") is not None:
+            # Made once and dropped since: `migrate` goes by the version and would find nothing to do.
+            old = quote(f"{schema}_old")
+            fix = f"ALTER SCHEMA {quote(schema)} RENAME TO {old}; -- keeps the rest; then {_migrate(schema)}"
+            return [Missing(f"table {full} does not exist", fix)]
+        fix = _migrate(schema) if ours else f"CREATE TABLE {full} (...), or name another one with table="
+        return [Missing(f"table {full} does not exist", fix)]
+    # Any column will do for a table of the user's own: INSERT is often granted on some columns only.
+    check = "has_table_privilege" if table in _TABLES else "has_any_column_privilege"
+    return [
+        Missing(f"role {quote(role)} may not {privilege} on {full}", _grant(privilege, full, role))
+        for privilege in privileges
+        if not _one(conn, f"SELECT {check}(%s::oid, %s::text)", oid, privilege)
+    ]
+
+
+def _missing_version(conn: psycopg.Connection[Any], schema: str) -> Iterator[Missing]:
+    newest, applied = sql_files()[-1].number, max(_applied(conn, schema), default=0)
+    if applied < newest:
+        what = f"schema {quote(schema)} is at version {applied}, this logsluice needs {newest}"
+        yield Missing(what, _migrate(schema))
+
+
+def _missing_function(conn: psycopg.Connection[Any], schema: str, role: str) -> Iterator[Missing]:
+    if _one(conn, "SELECT relkind::text FROM pg_class WHERE oid = %s::oid", _relation(conn, schema, "logs")) != "p":
+        return  # a plain table has room for every row
+    full = f"{quote(schema)}.{_FUNCTION}"
+    allowed = _one(
+        conn,
+        "SELECT has_function_privilege(p.oid, 'EXECUTE') FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace "
+        "WHERE n.nspname = %s::text AND p.proname = 'make_partitions'",
+        schema,
+    )
+    if allowed is None:
+        yield Missing(f"function {full} does not exist", _migrate(schema))
+    elif not allowed:
+        yield Missing(f"role {quote(role)} may not EXECUTE {full}", _grant("EXECUTE", f"FUNCTION {full}", role))
+
+
+def _migrate(schema: str) -> str:
+    return "logsluice migrate" if schema == "logsluice" else f"logsluice migrate --schema {shlex.quote(schema)}"
+
+
+def _relation(conn: psycopg.Connection[Any], schema: str, table: str) -> int | None:
+    query = (
+        "SELECT c.oid FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace "
+        "WHERE n.nspname = %s::text AND c.relname = %s::text AND c.relkind IN ('r', 'p', 'v', 'f')"
+    )
+    oid: int | None = _one(conn, query, schema, table)
+    return oid
+
+
+def _one(conn: psycopg.Connection[Any], query: str, *values: Any) -> Any:
+    row = conn.execute(query, values or None, prepare=False).fetchone()
+    return None if row is None else row[0]
