@@ -81,6 +81,9 @@ class Connection:
         self.cut_when_answered = False
         self._tail = b""
         self._lock = threading.Lock()
+        for side in (client, server):
+            if side.family != socket.AF_UNIX:  # else small messages wait 40 ms for an acknowledgement
+                side.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._threads = [threading.Thread(target=run, daemon=True) for run in (self._up, self._down)]
         for thread in self._threads:
             thread.start()

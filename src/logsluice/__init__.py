@@ -1,0 +1,54 @@
+"""
+logsluice: Python logs into PostgreSQL. The map, in the order in which a record meets the stations.
+
+    handlers.py    PostgresHandler: options, handle, flush, close             caller's thread
+    capture.py     LogRecord -> captured fields. Pure                         caller's thread
+    encoding.py    fields -> frame, one row of COPY text. Pure                caller's thread
+    intake.py      Intake(QueueHandler): prepare the frame, enqueue it        caller's thread
+    buffer.py      Buffer: the segments that wait                             both; rules on top
+    listener.py    Listener(QueueListener): the loop                          the listener's thread
+    delivery.py    verdicts on failures, back-off, breaker. Pure              the listener's thread
+    sinks/         the Sink protocol; postgres.py: one batch, one transaction
+    lifecycle.py   fork and exit
+    schema.py, partitions.py, columns.py    the tables that rows go to
+    ---- ground ----
+    accounting.py  redaction.py  context.py  config.py  diagnostics.py  errors.py
+    ---- beside the path ----
+    devserver.py   an embedded PostgreSQL;  doctor.py;  cli/
+
+A record is one `logging.LogRecord`; its frame is the record as immutable bytes; a segment is a memory map that frames
+are appended to; a batch is a slice of a segment, sent in one transaction; the watermark is the position up to which a
+stream is committed. docs/architecture.md tells the same in one page.
+
+Invariants: no lock is taken in a logging call; frames hold no NUL and end in a newline; one batch of a stream is in
+flight at a time; rows, dead letters and watermark commit together; what is not stored is counted.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from logsluice import context
+    from logsluice.accounting import Stats
+    from logsluice.errors import ConfigError, LogsluiceError
+    from logsluice.handlers import PostgresHandler
+
+__all__ = ["ConfigError", "LogsluiceError", "PostgresHandler", "Stats", "context"]
+
+_HOMES = {
+    "ConfigError": "logsluice.errors",
+    "LogsluiceError": "logsluice.errors",
+    "PostgresHandler": "logsluice.handlers",
+    "Stats": "logsluice.accounting",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Load public names when they are asked for: `import logsluice` must cost a program next to nothing."""
+    if name == "context":
+        return importlib.import_module("logsluice.context")
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,230 @@
+"""
+Which column gets what: the `logs` table, or any table that the user has (DESIGN D12).
+
+`columns={"session_id": "extra.session_id", "note": ("extra.note", "none"), "rest": "attributes"}`: each column names
+its source, or a pair of source and default. Text COPY lets the server convert, so no types are configured here.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import os
+import re
+import socket
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from logsluice.capture import Captured, Rules, attributes_json, safe_str, tidy
+from logsluice.encoding import JsonWriter
+from logsluice.errors import ConfigError
+
+if TYPE_CHECKING:
+    import logging
+    from collections.abc import Mapping
+
+    import psycopg
+
+# In the order of the frame: what changes with every record, then what is cached by call site, then the rest.
+LOG_COLUMNS = (
+    "seq", "ts", "stream", "level", "logger", "file", "line", "func", "service", "thread", "task", "message",
+    "template", "trace_id", "span_id", "correlation_id", "user_id", "organization_id", "exc_type", "exc_message",
+    "exc_text", "attributes",
+)  # fmt: skip
+FIELDS = frozenset(LOG_COLUMNS) | {"levelname", "host", "pid", "environment"}
+
+NAME_BYTES = 63  # PostgreSQL's NAMEDATALEN - 1: a longer name is cut silently, and two could become one
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a column's value comes from: a field, or a path into extras or bound context values."""
+
+    kind: str  # "field", "extra", "context"
+    path: tuple[str, ...]
+    default: Any = None
+
+
+@dataclass(frozen=True)
+class Target:
+    """The table that the frames of one route are for. `sources` is None for `logs`."""
+
+    home: str  # the schema of stream and dead_letter
+    schema: str
+    table: str
+    columns: tuple[str, ...]
+    sources: tuple[Source, ...] | None = None
+
+    @property
+    def name(self) -> str:
+        """The table as people write it."""
+        return f"{quote(self.schema)}.{quote(self.table)}"
+
+    @property
+    def copy(self) -> str:
+        """The COPY statement for its frames."""
+        return f"COPY {self.name} ({', '.join(map(quote, self.columns))}) FROM STDIN (FORMAT text, ENCODING 'UTF8')"
+
+
+def quote(name: str) -> str:
+    """Return an SQL identifier; the caller has checked that it holds no NUL."""
+    return '"' + name.replace('"', '""') + '"'
+
+
+def target_from(schema: str, table: str, columns: Mapping[str, Any] | None) -> Target:
+    """Return the target of these options. Raises `ConfigError` for names and sources that cannot be right."""
+    _identifier("schema", schema)
+    where, name = _table(schema, table)
+    if columns is None:
+        if (where, name) != (schema, "logs"):
+            raise ConfigError(
+                f"table={table!r} is a table of your own: say with columns={{column: source}} what goes where, "
+                f"for example columns={{'message': 'message', 'created_at': 'ts'}}"
+            )
+        return Target(schema, where, name, LOG_COLUMNS)
+    if not isinstance(columns, dict) or not columns:
+        raise ConfigError(f"columns must be a mapping of column to source, got {columns!r}")
+    for column in columns:
+        _identifier("columns", column)
+    return Target(schema, where, name, tuple(columns), tuple(_source(c, s) for c, s in columns.items()))
+
+
+def _table(schema: str, table: Any) -> tuple[str, str]:
+    if not isinstance(table, str):
+        raise ConfigError(f"table must be a string, got {type(table).__name__}")
+    parts = re.findall(r'\s*("(?:[^"]|"")*"|[^".]+)\s*(?:\.|$)', table)
+    if not 1 <= len(parts) <= 2 or ".".join(parts) != table:
+        raise ConfigError(f"table must be a name or schema.name, with odd characters in double quotes, got {table!r}")
+    names = [part[1:-1].replace('""', '"') if part.startswith('"') else part for part in parts]
+    for name in names:
+        _identifier("table", name)
+    return (names[0], names[1]) if len(names) == 2 else (schema, names[0])
+
+
+def _identifier(option: str, name: Any) -> None:
+    if not isinstance(name, str) or not name or "\0" in name:
+        raise ConfigError(f"{option}: a name must be a non-empty string without NUL, got {name!r}")
+    try:
+        size = len(name.encode())
+    except UnicodeEncodeError:
+        raise ConfigError(f"{option}: {name!r} holds a lone surrogate, which is no character") from None
+    if size > NAME_BYTES:
+        raise ConfigError(f"{option}: {name!r} has {size} bytes; PostgreSQL's names end at {NAME_BYTES}: shorten it")
+
+
+def _source(column: str, given: Any) -> Source:
+    default = None
+    if isinstance(given, (list, tuple)):
+        if len(given) != 2:
+            raise ConfigError(f"columns[{column!r}]: write a source or a pair (source, default), got {given!r}")
+        given, default = given
+    if not isinstance(given, str):
+        raise ConfigError(f"columns[{column!r}]: a source is a string, for example 'extra.{column}', got {given!r}")
+    kind, _, rest = given.partition(".")
+    if kind in {"extra", "context"} and rest:
+        return Source(kind, tuple(rest.split(".")), default)
+    if given in FIELDS:
+        return Source("field", (given,), default)
+    near = difflib.get_close_matches(given, FIELDS, n=1, cutoff=0.8)  # order_id is no misspelt user_id
+    fields = ", ".join(sorted(FIELDS))
+    hint = f"did you mean {near[0]!r}?" if near else f"for an extra write 'extra.{given}'; fields: {fields}"
+    raise ConfigError(f"columns[{column!r}]: unknown source {given!r}; {hint}")
+
+
+class Mapper:
+    """It turns captured fields into the column texts of a user's table."""
+
+    def __init__(self, target: Target, rules: Rules, environment: str | None) -> None:
+        assert target.sources is not None
+        self._sources = target.sources
+        self._rules = rules
+        # An extra with a column of its own does not go to `attributes` as well.
+        self._taken = frozenset(s.path[0] for s in self._sources if s.kind != "field" and len(s.path) == 1)
+        self._constant = {"host": socket.gethostname(), "pid": str(os.getpid()), "environment": environment}
+
+    def texts(self, captured: Captured, record: logging.LogRecord) -> list[str | None]:
+        """Return one text a column, in the target's order."""
+        values = [self._text(source, captured, record) for source in self._sources]
+        for i, source in enumerate(self._sources):
+            if source.kind == "field" and source.path[0] == "attributes":  # last: the marks are complete now
+                values[i] = attributes_json(captured, self._rules, without=self._taken)
+        return values
+
+    def _text(self, source: Source, captured: Captured, record: logging.LogRecord) -> str | None:
+        if source.kind == "field":
+            return self._field(source.path[0], captured, record)
+        first = captured.attributes if source.kind == "extra" else captured.context
+        value = lookup(first, source.path)
+        if value is None and source.kind == "context" and len(source.path) == 1:
+            value = captured.fields.get(source.path[0])  # a bound user_id has become the field of that name
+        where = ".".join(source.path)
+        if value is None:
+            value = source.default
+        elif self._rules.redactor.active and any(map(self._rules.redactor.is_secret, source.path)):
+            captured.marks.redacted.append(where)
+            return "[redacted]"
+        return column_text(value, where, self._rules, captured)
+
+    def _field(self, name: str, captured: Captured, record: logging.LogRecord) -> str | None:
+        if name == "levelname":
+            return tidy(safe_str(record.levelname), name, self._rules, captured.marks)
+        return captured.fields.get(name, self._constant.get(name))
+
+
+def lookup(values: Any, path: tuple[str, ...]) -> Any:
+    """Return the value at this path of nested dicts, or None."""
+    for step in path:
+        if not isinstance(values, dict) or step not in values:
+            return None
+        values = values[step]
+    return values
+
+
+def column_text(value: Any, where: str, rules: Rules, captured: Captured) -> str | None:
+    """Return what the server converts to the column's type: JSON for containers, hex for bytes, else the plain text."""
+    if value is None:
+        return None
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if value != value else "Infinity" if value > 0 else "-Infinity"  # noqa: PLR0124 - NaN is the one
+    if isinstance(value, (bytes, bytearray)):
+        data, most = bytes(value), rules.max_message_bytes // 2  # two digits a byte
+        if len(data) > most:
+            captured.marks.cut[where] = len(data) - most
+        return "\\x" + data[:most].hex()
+    if isinstance(value, (dict, list, tuple, set, frozenset)):
+        return JsonWriter(rules.limits, rules.max_message_bytes, rules.redactor, captured.marks).value(value, where)
+    isoformat = getattr(value, "isoformat", None)
+    return tidy(safe_str(isoformat() if callable(isoformat) else value), where, rules, captured.marks)
+
+
+def check_table(conn: psycopg.Connection[Any], target: Target) -> str | None:
+    """
+    Read the table and return what is wrong with the mapping, as a sentence that says what to change; None if nothing.
+
+    A NOT NULL column that nothing can fill would make every row a dead letter: better said once, at first connect.
+    """
+    row = conn.execute("SELECT to_regclass(%s)::oid", [target.name]).fetchone()
+    if row is None or row[0] is None:
+        return f"table {target.name} does not exist or its schema may not be used; create it or correct table="
+    columns = conn.execute(
+        "SELECT attname, attnotnull, atthasdef OR attidentity <> '', attgenerated <> '' OR attidentity = 'a' "
+        "FROM pg_catalog.pg_attribute WHERE attrelid = %s AND attnum > 0 AND NOT attisdropped ORDER BY attnum",
+        [row[0]],
+    ).fetchall()
+    names = [column[0] for column in columns]
+    for mapped in target.columns:
+        if mapped not in names:
+            near = difflib.get_close_matches(mapped, names, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(names)}"
+            return f"table {target.name} has no column {mapped!r}; {hint}"
+    for name, not_null, has_default, generated in columns:
+        if name in target.columns and generated:
+            return f"column {name!r} of {target.name} is generated by the server; take it out of columns="
+        if name not in target.columns and not_null and not has_default:
+            return (
+                f"column {name!r} of {target.name} is NOT NULL without a default and nothing fills it; "
+                f"add it to columns=, for example {{{name!r}: 'extra.{name}'}}, or give it a default"
+            )
+    return None

@@ -1,0 +1,262 @@
+"""
+The options of the handlers, checked when `dictConfig` runs: nothing is opened and nothing is started here.
+
+One frozen dataclass; each field says meaning, unit and special values. Durations are seconds, sizes bytes.
+`settings_from` builds it from what the user wrote and raises `ConfigError` with what to write instead.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import logging
+import os
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from logsluice.errors import ConfigError
+
+KIB = 1024
+MIB = 1024 * KIB
+
+PARTITION_WIDTHS = ("day", "hour", "week", "month", "none")
+
+# Named by the design, not built yet: saying so is kinder than "unknown option".
+NOT_YET = ("journal", "journal_bytes", "fsync", "connections", "shard_by", "fallback")
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Caps on what one record may carry; what is over is cut and marked in `attributes.logsluice`."""
+
+    depth: int = 32  # nested containers; Python's own recursion limit (1,000) must stay far away
+    items: int = 10_000  # values in one record's attributes; a record with more is a data set, not a log line
+    repr_bytes: int = 8 * KIB  # of a value that JSON cannot hold
+    key_bytes: int = 1 * KIB  # of one attribute's name
+    name_bytes: int = 1 * KIB  # of logger, file, func, thread, task, ids: they are indexed, a btree entry ends at 8,191
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Everything a handler was told."""
+
+    # Where the rows go.
+    # libpq string or URI; "" reads libpq's environment; a callable is asked at each connect. Never in a repr: error
+    # trackers take the repr of everything that they see in a traceback.
+    dsn: str | Callable[[], str] = dataclasses.field(default="", repr=False)
+    dsn_env: str | None = None  # name of an environment variable that holds the dsn; read at each connect
+    schema: str = "logsluice"  # holds `logs`, `stream`, `dead_letter`, `version`
+    table: str = "logs"  # in `schema`; "public.orders" is where it says
+    columns: Mapping[str, Any] | None = None  # {column: source}: write into a table of your own
+    create: bool = True  # apply sql/ on first use; False: `logsluice migrate --sql` prints it for a DBA
+    partition: str = "day"  # width of a partition of `logs`: day, hour, week, month, none
+
+    # Who writes.
+    service: str | None = None  # stored with each row
+    environment: str | None = None  # stored with each stream
+    service_version: str | None = None  # stored with each stream
+
+    # The buffer.
+    capacity_bytes: int = 64 * MIB  # of waiting frames; an outage never takes more
+    capacity: int | None = None  # records that may wait; None: only bytes count
+    when_full: str = "drop"  # or "block", for `block_timeout` seconds
+    block_timeout: float = 1.0  # seconds a logging call waits for room under "block"
+    keep_level: int = logging.WARNING  # from here on a record may use the last fifth of the capacity
+
+    # Batches.
+    batch_size: int | None = None  # records in one transaction; None: only bytes count
+    batch_bytes: int = 2 * MIB  # bytes in one transaction
+    linger: float = 0.5  # seconds a record may wait for company
+    slow_batch: float = 0.1  # seconds; a slower batch is reported, at most once a minute
+    flush_level: int = logging.ERROR  # from here on a record is sent at once
+
+    # Delivery.
+    io_timeout: float = 30.0  # seconds for any one answer of the server
+    shutdown_timeout: float = 5.0  # seconds that exit may take
+    backoff_initial: float = 0.2  # seconds before the first retry, doubled each time, full jitter
+    backoff_max: float = 30.0  # seconds between retries at most
+    retry_limit: int | None = None  # retries of one batch before it is abandoned; None: for ever
+    synchronous_commit: str | None = None  # PostgreSQL's setting for our transactions; None: the server's own
+    idle_close: float = 60.0  # seconds without a batch until the connection is closed
+
+    # One record.
+    max_message_bytes: int = 1 * MIB  # of any one text; head and tail are kept
+    max_frame_bytes: int = 4 * MIB  # of the whole encoded record
+    redact: Any = "keys"  # None, "keys", "patterns", a list of keys, {"keys": [...], "patterns": [...]}
+    limits: Limits = dataclasses.field(default_factory=Limits)
+
+
+def settings_from(options: Mapping[str, Any]) -> Settings:
+    """
+    Check what the user wrote and return the settings.
+
+    Raises `ConfigError` for an unknown or wrong option. Values of dict and list options are copied:
+    `dictConfig` hands over containers that resolve `ext://` and `cfg://` only when they are read.
+    """
+    known = {field.name: field for field in dataclasses.fields(Settings)}
+    chosen: dict[str, Any] = {}
+    for name, value in options.items():
+        if name in NOT_YET:
+            raise ConfigError(f"option {name!r} is not available in this version; remove it")
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known options: {', '.join(sorted(known))}"
+            raise ConfigError(f"unknown option {name!r}; {hint}")
+        check = _CHECKS.get(name)
+        chosen[name] = check(name, plain(value)) if check else plain(value)
+    settings = Settings(**chosen)
+    _check_together(settings, given=frozenset(chosen))
+    return settings
+
+
+def plain(value: Any) -> Any:
+    """Copy a container of `dictConfig` into plain dicts, lists and tuples, resolving `ext://` and `cfg://`."""
+    if isinstance(value, Mapping):
+        return {key: plain(value[key]) for key in value}
+    if isinstance(value, list):
+        return [plain(value[i]) for i in range(len(value))]
+    if isinstance(value, tuple):
+        return tuple(plain(value[i]) for i in range(len(value)))
+    return value
+
+
+def _check_together(settings: Settings, given: frozenset[str]) -> None:
+    if settings.dsn_env is not None:
+        if "dsn" in given:
+            raise ConfigError("give dsn or dsn_env, not both")
+        if settings.dsn_env not in os.environ:
+            raise ConfigError(
+                f"dsn_env names the environment variable {settings.dsn_env!r}, which is not set; "
+                f"set it before logging is configured, or use dsn"
+            )
+    # A frame must fit beside others, or one large record would drop everything that waits.
+    if settings.max_frame_bytes * 4 > settings.capacity_bytes:
+        raise ConfigError(
+            f"max_frame_bytes ({settings.max_frame_bytes}) must be at most a quarter of "
+            f"capacity_bytes ({settings.capacity_bytes})"
+        )
+    if settings.backoff_initial > settings.backoff_max:
+        raise ConfigError(
+            f"backoff_initial ({settings.backoff_initial}) must not be above backoff_max ({settings.backoff_max})"
+        )
+
+
+def _level(name: str, value: Any) -> int:
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
+    number = logging.getLevelName(value) if isinstance(value, str) else None
+    if not isinstance(number, int):
+        raise ConfigError(f"{name} must be a level name or number, for example 'WARNING', got {value!r}")
+    return number
+
+
+def _number(least: float, kind: str, *, none: bool = False, whole: bool = False) -> Callable[[str, Any], Any]:
+    def check(name: str, value: Any) -> Any:
+        if value is None and none:
+            return None
+        right_type = isinstance(value, int) if whole else isinstance(value, (int, float))
+        if not right_type or isinstance(value, bool) or not value >= least:  # `not >=` refuses NaN too
+            optional = " or None" if none else ""
+            raise ConfigError(f"{name} must be {kind} of at least {least}{optional}, got {value!r}")
+        return value
+
+    return check
+
+
+def _one_of(*choices: str | None) -> Callable[[str, Any], Any]:
+    def check(name: str, value: Any) -> Any:
+        if value not in choices:
+            raise ConfigError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
+        return value
+
+    return check
+
+
+def _text(name: str, value: Any) -> Any:
+    if value is not None and not isinstance(value, str):
+        raise ConfigError(f"{name} must be a string or None, got {type(value).__name__}")
+    # It goes into every row: a NUL would end a segment's data, a lone surrogate cannot be encoded.
+    if value is not None and ("\0" in value or len(value.encode("utf-8", "replace")) > KIB or not _encodes(value)):
+        raise ConfigError(f"{name} must be at most 1 KiB of text without NUL and lone surrogates, got {value[:100]!r}")
+    return value
+
+
+def _encodes(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _variable(name: str, value: Any) -> Any:
+    if value is not None and (not isinstance(value, str) or re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", value) is None):
+        # Not shown: whoever puts the dsn itself here has put the password here.
+        raise ConfigError(f"{name} is the name of an environment variable, for example 'LOGS_DSN'; a dsn goes to dsn=")
+    return value
+
+
+def _flag(name: str, value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise ConfigError(f"{name} must be true or false, got {value!r}")
+    return value
+
+
+def _dsn(_name: str, value: Any) -> Any:
+    if not isinstance(value, str) and not callable(value):
+        # The value is not shown: it may hold a password in a form that we did not foresee.
+        raise ConfigError(
+            f"dsn must be a libpq string, a URI or a callable that returns one, got {type(value).__name__}"
+        )
+    return value
+
+
+def _limits(_name: str, value: Any) -> Limits:
+    names = [field.name for field in dataclasses.fields(Limits)]
+    if isinstance(value, Limits):
+        return value
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"limits must be a mapping of {', '.join(names)}, got {type(value).__name__}")
+    for name, number in value.items():
+        if name not in names:
+            near = difflib.get_close_matches(str(name), names, n=1)
+            raise ConfigError(
+                f"unknown limit {name!r}; " + (f"did you mean {near[0]!r}?" if near else f"known: {names}")
+            )
+        _number(1, "a whole number", whole=True)(f"limits.{name}", number)
+    if value.get("depth", 1) > 200:  # the encoder recurses: Python ends at about 1,000 frames, the program has some too
+        raise ConfigError(f"limits.depth must be at most 200, got {value['depth']!r}")
+    return Limits(**value)
+
+
+_CHECKS: dict[str, Callable[[str, Any], Any]] = {
+    "dsn": _dsn,
+    "dsn_env": _variable,
+    "create": _flag,
+    "partition": _one_of(*PARTITION_WIDTHS),
+    "service": _text,
+    "environment": _text,
+    "service_version": _text,
+    "capacity_bytes": _number(1 * MIB, "a number of bytes", whole=True),
+    "capacity": _number(1, "a number of records", none=True, whole=True),
+    "when_full": _one_of("drop", "block"),
+    "block_timeout": _number(0, "seconds"),
+    "keep_level": _level,
+    "batch_size": _number(1, "a number of records", none=True, whole=True),
+    "batch_bytes": _number(1 * KIB, "a number of bytes", whole=True),
+    "linger": _number(0.001, "seconds"),  # below a millisecond the listener would only spin
+    "slow_batch": _number(0, "seconds"),
+    "flush_level": _level,
+    "io_timeout": _number(0.1, "seconds"),
+    "shutdown_timeout": _number(0, "seconds"),
+    "backoff_initial": _number(0.001, "seconds"),
+    "backoff_max": _number(0.001, "seconds"),
+    "retry_limit": _number(1, "a number of retries", none=True, whole=True),
+    "synchronous_commit": _one_of(None, "on", "off", "local", "remote_write", "remote_apply"),
+    "idle_close": _number(0.1, "seconds"),
+    "max_message_bytes": _number(1 * KIB, "a number of bytes", whole=True),
+    "max_frame_bytes": _number(64 * KIB, "a number of bytes", whole=True),
+    "limits": _limits,
+}

@@ -1,0 +1,368 @@
+"""
+The handlers that `dictConfig` names: options, handle, flush, close.
+
+Plain `logging.Handler` subclasses, each owning a private pair, `Intake` and `Listener`, over one list of routes.
+They must not subclass `QueueHandler`: from Python 3.12 `dictConfig` takes such subclasses over and builds a listener
+that nobody starts.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import queue
+import random
+import time
+from typing import TYPE_CHECKING, Any
+
+from logsluice import lifecycle
+from logsluice.accounting import Stats
+from logsluice.buffer import Buffer
+from logsluice.capture import Rules
+from logsluice.columns import target_from
+from logsluice.config import Settings, settings_from
+from logsluice.diagnostics import Diagnostics
+from logsluice.errors import ConfigError
+from logsluice.intake import Intake
+from logsluice.listener import Listener
+from logsluice.redaction import Redactor
+from logsluice.routes import Route
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Callable
+
+    from logsluice.columns import Target
+    from logsluice.sinks import Sink
+
+STREAM_BITS = 63  # a positive bigint; two of a million streams meet with a chance of 1 in 18 million
+
+
+class PostgresHandler(logging.Handler):
+    """
+    It stores every record it is given as a row in PostgreSQL, from a thread of its own.
+
+    All options are keyword-only and may come from JSON or YAML; README lists them, `logsluice.config.Settings` says
+    their units. Raises `ConfigError` for a wrong one. Opens and starts nothing: the thread, the connection and the
+    first segment come with the first record of each process. A logging call never raises and, unless
+    `when_full="block"`, never waits for the listener, the network or a disk.
+    """
+
+    # Here, too: `logging` closes a handler that a ConfigError left half made, for as long as its traceback lives.
+    _pair: tuple[Intake, Listener] | None = None
+    _ended = False
+
+    def __init__(self, *, level: int | str = logging.NOTSET, **options: Any) -> None:
+        super().__init__(level)
+        self._settings = settings_from(options)
+        self._targets: dict[str, Target] = {
+            "logs": target_from(self._settings.schema, self._settings.table, self._settings.columns)
+        }
+        self._redactor = Redactor(self._settings.redact)
+        _check_dsn(self._settings)
+        self._clock: Callable[[], float] = time.time
+        self._noise = 0
+        self._pid = os.getpid()
+        lifecycle.register(self)
+
+    # --- the path of a record -----------------------------------------------------------------------------------
+
+    def handle(self, record: logging.LogRecord) -> bool:
+        """Filter a record and hand it to the intake. Any thread; takes no lock; never raises."""
+        # Not for our driver's records: a filter that chokes on them would break the connection that they are about.
+        if self.filters and getattr(record, "thread", None) not in lifecycle.OWN_THREADS:
+            passed: Any = self.filter(record)
+            if not passed:
+                return False
+            if isinstance(passed, logging.LogRecord):  # from Python 3.12 a filter may replace the record
+                record = passed
+        frame = None
+        try:
+            if record.process != self._pid and os.getpid() != self._pid:
+                self.renew()  # a fork that ran no Python hooks
+            if record.thread not in lifecycle.OWN_THREADS:  # else our driver's: a batch would make a record
+                intake = (self._pair or self._open())[0]
+                frame = intake.prepare(record)
+            if frame is None:
+                self._noise += 1
+                return False
+            intake.enqueue(frame, record.levelno)
+        except Exception as error:
+            self._odd(frame, error)
+        return True
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """As `handle`, for callers that go round it."""
+        self.handle(record)
+
+    def _odd(self, frame: bytes | None, error: Exception) -> None:
+        """Take in a record that lacks what every record has, or count it. Never raises."""
+        try:
+            intake = (self._pair or self._open())[0]
+            if frame is not None:
+                intake.enqueue(frame, logging.NOTSET)  # its level was missing
+                return
+            intake.next_seq()
+            intake.buffer.drop("error", logging.NOTSET)
+        except Exception as second:
+            error = second  # no memory for a segment, for example
+        self.diagnostics.say("odd", f"a record could not be taken in: {type(error).__name__}")
+
+    # --- the pair, made with the first record of a process --------------------------------------------------------
+
+    def _open(self) -> tuple[Intake, Listener]:
+        """Make buffers and listener, and start the thread. Two first records at once: the loser's pair is dropped."""
+        pair: tuple[Intake, Listener] = self.__dict__.setdefault("_made", self._make())
+        self._pair = pair
+        try:
+            if not self._ended:
+                pair[1].start()
+        except RuntimeError as error:
+            self.diagnostics.say(
+                "thread", f"the listener's thread cannot be started ({error}); records wait for close()"
+            )
+        return pair
+
+    def _make(self) -> tuple[Intake, Listener]:
+        settings = self._settings
+        tokens: queue.SimpleQueue[None] = queue.SimpleQueue()
+        listener = Listener(tokens, settings, self.diagnostics)
+        sinks = self._sinks(listener)
+        for name, target in self._targets.items():
+            stream = random.SystemRandom().getrandbits(STREAM_BITS)
+            buffer = Buffer(
+                stream=stream,
+                capacity_bytes=settings.capacity_bytes // len(self._targets),
+                capacity=settings.capacity,
+                keep_level=settings.keep_level,
+                when_full=settings.when_full,
+                block_timeout=settings.block_timeout,
+                wake=listener.hurry,
+            )
+            rules = Rules(
+                settings.limits,
+                settings.max_message_bytes,
+                self._redactor,
+                settings.service,
+                self._formatter,
+                self._now,
+            )
+            intake = Intake(tokens, buffer, target, settings, rules)
+            if self._ended:
+                buffer.close()
+            route = Route(
+                name, buffer, intake, target, sinks(target, stream), listener.new_breaker(), settings.batch_bytes,
+                storing_since=time.monotonic(),
+            )  # fmt: skip
+            listener.routes.append(route)
+        self.diagnostics.detail(f"start: {self._shown()}")
+        return listener.routes[0].intake, listener
+
+    def _sinks(self, listener: Listener) -> Callable[[Target, int], Sink]:
+        from logsluice.sinks.link import Link  # noqa: PLC0415 - psycopg: 0.2 s that `import logsluice` must not take
+        from logsluice.sinks.postgres import PostgresSink  # noqa: PLC0415 - psycopg: 0.2 s that `import logsluice` must not take
+
+        link = Link(self._settings, self.diagnostics, listener.deadline, self._now)
+        return lambda target, stream: PostgresSink(link, target, stream)
+
+    def setFormatter(self, fmt: logging.Formatter | None) -> None:  # noqa: N802 - logging's name
+        """Use the formatter's text as `message`; exceptions keep their own columns."""
+        super().setFormatter(fmt)
+        if self._pair is not None:
+            for route in self._pair[1].routes:
+                route.intake.choose_way()
+
+    def _formatter(self) -> logging.Formatter | None:
+        return self.formatter
+
+    def _now(self) -> float:
+        return self._clock()
+
+    @property
+    def diagnostics(self) -> Diagnostics:
+        """What speaks for this handler."""
+        found: Diagnostics | None = self.__dict__.get("_diagnostics")
+        if found is None:
+            name = self.get_name() or type(self).__name__
+            found = self.__dict__.setdefault("_diagnostics", Diagnostics(name))
+        return found
+
+    def _shown(self) -> str:
+        """Return the settings in force, the dsn left out."""
+        settings = {k: v for k, v in vars(self._settings).items() if k not in {"dsn", "columns", "redact"}}
+        return ", ".join(f"{name}={value!r}" for name, value in settings.items())
+
+    def renew(self) -> None:
+        """Forget what a fork inherited; the next record makes everything new. The child's only thread."""
+        pair, self._pair = self._pair, None
+        made = self.__dict__.pop("_made", None)
+        self.__dict__.pop("_diagnostics", None)
+        self._pid = os.getpid()
+        self._noise = 0
+        for old in (pair, made):
+            if old is not None:
+                lifecycle.park(old)  # with the connection: closing it would say goodbye on the parent's socket
+                for route in old[1].routes:
+                    route.buffer.discard()
+
+    # --- flush, close -------------------------------------------------------------------------------------------
+
+    def flush(self, timeout: float | None = None) -> bool:  # type: ignore[override]
+        """
+        Wait until everything logged before this call is stored, dead-lettered or abandoned; return whether it is.
+
+        Blocks for at most `timeout` seconds, `shutdown_timeout` when None. Returns at once, without waiting, on our
+        own threads and while the caller holds logging's lock (inside `dictConfig`): waiting there could last for ever.
+        """
+        pair = self._pair
+        if pair is None:
+            return True
+        listener = pair[1]
+        seconds = self._settings.shutdown_timeout if timeout is None else timeout
+        end = lifecycle.exit_deadline(seconds) if timeout is None else time.monotonic() + seconds
+        token: queue.SimpleQueue[None] = queue.SimpleQueue()
+        if listener.when_settled(lambda: token.put(None)):
+            return True
+        if lifecycle.holds_logging_lock() or _on_own_thread() or not listener.started:
+            return False
+        try:
+            token.get(timeout=max(0.0, end - time.monotonic()))
+        except queue.Empty:
+            return False
+        return True
+
+    def close(self) -> None:
+        """
+        Refuse further records, send what waits, and stop the thread. Any number of times.
+
+        Blocks for at most `shutdown_timeout` seconds, at exit together with all other handlers. Under logging's lock it
+        does not wait: the handler goes on sending, and exit waits for it.
+        """
+        first, self._ended = not self._ended, True
+        super().close()
+        pair = self._pair
+        if pair is None or not first:
+            return
+        listener = pair[1]
+        for route in listener.routes:
+            route.buffer.close()
+        deadline = lifecycle.exit_deadline(self._settings.shutdown_timeout)
+        listener.finish(deadline)
+        if lifecycle.holds_logging_lock() or _on_own_thread():
+            lifecycle.drain_later(listener)
+        elif listener.started:
+            # Half a second more: the listener itself ends at the deadline, and should be heard saying what it left.
+            if not listener.done.wait(max(0.0, deadline - time.monotonic()) + 0.5):
+                waiting = sum(route.buffer.rows_waiting() for route in listener.routes)
+                self.diagnostics.say(
+                    "lost", f"{waiting} records were not stored within shutdown_timeout and are lost", every=0
+                )
+        else:
+            listener.run_to_end()  # no thread could be started, and none is started at exit
+
+    # --- looking ------------------------------------------------------------------------------------------------
+
+    @property
+    def pressure(self) -> float:
+        """How full the buffer is, 0.0 to 1.0. For request handlers that would rather shed load than drop records."""
+        pair = self._pair
+        return 0.0 if pair is None else max(route.buffer.pressure for route in pair[1].routes)
+
+    async def wait_ready(self, timeout: float | None = None) -> bool:
+        """Wait, on an event loop, until there is room for a record of any level; False after `timeout` seconds."""
+        pair = self._pair
+        if pair is None:
+            return True
+        import asyncio  # noqa: PLC0415 - whoever awaits this has loaded it; others must not pay for it
+
+        loop = asyncio.get_running_loop()
+        end = None if timeout is None else time.monotonic() + timeout
+        while True:
+            room = asyncio.Event()
+            wake = _threadsafe(loop, room)
+            full = [route for route in pair[1].routes if not route.buffer.when_room(wake)]
+            if not full:
+                return True
+            pair[1].hurry()
+            try:
+                await asyncio.wait_for(room.wait(), None if end is None else max(0.0, end - time.monotonic()))
+            except asyncio.TimeoutError:
+                return False
+
+    def stats(self) -> Stats:
+        """Return one consistent snapshot; the law in accounting.py holds for it. Does not block."""
+        pair = self._pair
+        if pair is None:
+            return _stats(self, None)
+        return _stats(self, pair[1])
+
+
+def _stats(handler: PostgresHandler, listener: Listener | None) -> Stats:
+    from logsluice.accounting import Ledger  # noqa: PLC0415
+
+    ledger = Ledger() if listener is None else listener.ledger
+    routes = [] if listener is None else listener.routes
+    totals = ledger.totals  # first: what is stored was offered before, so `waiting` is never negative
+    dropped_by: dict[tuple[str, int], int] = {}
+    for route in routes:
+        for key, count in route.buffer.dropped().items():
+            dropped_by[key] = dropped_by.get(key, 0) + count
+    dropped = sum(dropped_by.values())
+    offered = sum(route.buffer.offered() for route in routes)
+    abandoned_by = dict(totals.abandoned)
+    abandoned = sum(abandoned_by.values())
+    now = time.monotonic()
+    since = [since for route in routes if (since := route.first_seen()) is not None]
+    breakers = [] if listener is None else [listener.breaker, *(route.breaker for route in routes)]
+    states = [breaker.state(now) for breaker in breakers]
+    return Stats(
+        offered=offered,
+        accepted=offered - dropped,
+        stored=totals.stored,
+        dead=totals.dead,
+        dropped=dropped,
+        dropped_by=dropped_by,
+        abandoned=abandoned,
+        abandoned_by=abandoned_by,
+        waiting=offered - dropped - totals.stored - totals.dead - abandoned,
+        waiting_bytes=sum(route.buffer.waiting_bytes() for route in routes),
+        capacity_bytes=handler._settings.capacity_bytes,  # noqa: SLF001 - one module
+        full=any(route.buffer.under_pressure for route in routes),
+        sanitized=sum(route.intake.sanitized for route in routes),
+        own_noise=handler._noise,  # noqa: SLF001
+        markers=totals.markers,
+        batches=totals.batches,
+        retries=totals.retries,
+        breaker="open" if "open" in states else "half_open" if "half_open" in states else "closed",
+        last_stored_at=totals.last_stored_at,
+        oldest_waiting_seconds=max((now - one for one in since), default=0.0),
+        histograms=ledger.histograms(),
+        recent={"stored": list(ledger.recent_stored), "failed": list(ledger.recent_failed)},
+    )
+
+
+def _threadsafe(loop: asyncio.AbstractEventLoop, event: asyncio.Event) -> Callable[[], None]:
+    def wake() -> None:
+        try:
+            loop.call_soon_threadsafe(event.set)
+        except RuntimeError:
+            pass  # the loop is closed: nobody waits any more
+
+    return wake
+
+
+def _on_own_thread() -> bool:
+    import threading  # noqa: PLC0415
+
+    return threading.get_ident() in lifecycle.OWN_THREADS
+
+
+def _check_dsn(settings: Settings) -> None:
+    """Let libpq read a dsn that is known already. Its message may quote the password, so only ours is shown."""
+    if not isinstance(settings.dsn, str) and settings.dsn_env is None:
+        return
+    from logsluice.sinks.link import check_dsn  # noqa: PLC0415 - as above
+
+    wrong = check_dsn(settings)
+    if wrong:
+        raise ConfigError(wrong)

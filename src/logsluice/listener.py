@@ -1,0 +1,409 @@
+"""
+The listener: one thread a handler and process, which takes batches and sees them stored.
+
+`Listener` is a `logging.handlers.QueueListener` whose queue carries only wake-up tokens: the frames are in the buffers.
+The loop is one sentence: wait until there is something worth sending, then sweep up what waits, longest waiting first.
+"""
+
+from __future__ import annotations
+
+import logging
+import logging.handlers
+import queue
+import threading
+import time
+from collections import deque
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from logsluice import lifecycle
+from logsluice.accounting import Ledger
+from logsluice.buffer import ALWAYS
+from logsluice.delivery import Backoff, Breaker, Failure, Verdict, decide
+from logsluice.isolation import is_storm, set_aside
+from logsluice.notices import Notices
+from logsluice.sinks import Counts, SinkError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from logsluice.buffer import Batch
+    from logsluice.config import Settings
+    from logsluice.diagnostics import Diagnostics
+    from logsluice.routes import Route
+
+NEVER = 10**9  # above every level: no append wakes the listener
+LOOK = 10.0  # seconds at most between two looks at the clock while records wait, so that STUCK is seen in time
+
+
+class Listener(logging.handlers.QueueListener):
+    """The dedicated thread and what it knows. `add` routes before `start`."""
+
+    def __init__(self, tokens: queue.SimpleQueue[None], settings: Settings, diagnostics: Diagnostics) -> None:
+        super().__init__(tokens)  # a SimpleQueue: its put is re-entrant, a signal handler may log
+        self.settings = settings
+        self.diagnostics = diagnostics
+        self.ledger = Ledger()
+        self.routes: list[Route] = []
+        self.done = threading.Event()  # set when the thread has ended; not used by logging calls
+        self._tokens = tokens
+        self._urgent = False  # set by any thread, cleared by the listener: do not linger
+        self._deadline: float | None = None  # monotonic; set by `finish`: be done by then
+        self._last_lap = False  # listener only: `finish` was seen
+        self._start_once: dict[str, object] = {}  # setdefault elects the one that starts the thread
+        self._waiters: deque[tuple[dict[str, int], Callable[[], None]]] = deque()  # flush: (positions, call)
+        # Around connecting, for all routes; each route has its own for its table.
+        self.breaker = self.new_breaker()
+        self._last_sweep = time.monotonic()
+        self.notices = Notices(settings, diagnostics)
+
+    def new_breaker(self) -> Breaker:
+        """Return a breaker with the handler's back-off."""
+        return Breaker(Backoff(self.settings.backoff_initial, self.settings.backoff_max))
+
+    # --- any thread ---------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Start the thread, once. Raises RuntimeError if the interpreter will not; a later call tries again."""
+        mine = object()
+        if self._start_once.setdefault("started", mine) is not mine:
+            return
+        name = f"logsluice-{self.diagnostics.name}"
+        thread = threading.Thread(target=self._monitor, name=name, daemon=True)
+        try:
+            thread.start()
+        except RuntimeError:
+            del self._start_once["started"]
+            raise
+        self._thread = thread
+
+    @property
+    def started(self) -> bool:
+        """Whether the thread was started in this process."""
+        return "started" in self._start_once
+
+    def hurry(self) -> None:
+        """Wake the listener: something is worth sending now. Takes no lock."""
+        self._urgent = True
+        if self._tokens.empty():
+            self._tokens.put(None)
+
+    def finish(self, deadline: float) -> None:
+        """Tell the listener to drain until this monotonic time and end. Does not wait."""
+        self._deadline = deadline if self._deadline is None else min(deadline, self._deadline)
+        self.hurry()
+
+    def stop(self) -> None:
+        """Drain and end, within `shutdown_timeout` seconds; what QueueListener's `stop` promises."""
+        self.finish(time.monotonic() + self.settings.shutdown_timeout)
+        self.done.wait(self.settings.shutdown_timeout)
+
+    def deadline(self) -> float | None:
+        """Return the monotonic time at which all waiting must end, None while there is no such time."""
+        return self._deadline
+
+    def when_settled(self, call: Callable[[], None]) -> bool:
+        """Call `call` once all that is in the buffers now is settled. If it is already, return True and do not call."""
+        goal = {route.name: route.buffer.tail() for route in self.routes}
+        if self._reached(goal):
+            return True
+        self._waiters.append((goal, call))
+        self.hurry()
+        return self._reached(goal)
+
+    def _reached(self, goal: dict[str, int]) -> bool:
+        return all(route.buffer.settled >= goal[route.name] for route in self.routes if route.name in goal)
+
+    # --- the thread ---------------------------------------------------------------------------------------------
+
+    def _monitor(self) -> None:
+        """Deliver what comes until told to finish and nothing waits, or its time is up. Never raises."""
+        me = threading.get_ident()
+        lifecycle.OWN_THREADS.add(me)
+        try:
+            while not self._finished():
+                try:
+                    self._wait()
+                    self._sweep()
+                except Exception as error:
+                    # A mistake of ours must not end the thread: the records would wait for ever, unsaid.
+                    self.diagnostics.say(
+                        "internal", f"internal error, delivery goes on: {type(error).__name__}: {error}"
+                    )
+                    self._fail_all(Failure(f"internal error: {type(error).__name__}"))
+        finally:
+            self.drain_here()
+            lifecycle.OWN_THREADS.discard(me)
+            self.done.set()
+
+    def drain_here(self) -> None:
+        """Settle the end on the calling thread: count what is left as abandoned, close the sinks."""
+        for route in self.routes:
+            self._abandon(route, "exit")
+            route.sink.close()
+        self._notify()
+
+    def run_to_end(self) -> None:
+        """Do the thread's work on the calling thread, for a process in which no thread could be started."""
+        if "started" not in self._start_once:
+            self._start_once["started"] = self
+            self._monitor()
+
+    def _finished(self) -> bool:
+        if self._deadline is None:
+            return False
+        return time.monotonic() >= self._deadline or not any(route.waits for route in self.routes)
+
+    def _wait(self) -> None:
+        """Return when a sweep is due: a token said so, `linger` is over, a breaker lets a probe through."""
+        while not self._hurried():
+            now = time.monotonic()
+            due = self._due(now)
+            if due is not None and due <= now:
+                return
+            if due is None:
+                if self._deadline is not None:
+                    return
+                self._sleep()
+                continue
+            self.notices.stuck(self.routes, list(self.ledger.recent_failed), now)
+            stop = min(due, now + LOOK, *([self._deadline] if self._deadline is not None else []))
+            self._get_token(max(0.0, stop - now))
+
+    def _hurried(self) -> bool:
+        urgent = self._urgent
+        if urgent:
+            self._urgent = False
+        for route in self.routes:
+            if route.intake.urgent:
+                route.intake.urgent = False
+                urgent = True
+        if self._deadline is not None and not self._last_lap:
+            self._last_lap = urgent = True
+            for breaker in (self.breaker, *(route.breaker for route in self.routes)):
+                breaker.backoff.reset()
+                breaker.open_until = 0.0  # the end is near: one attempt at once, whatever the back-off said
+        return urgent or (self._deadline is not None and time.monotonic() >= self._deadline)
+
+    def _due(self, now: float) -> float | None:
+        """Return when the next sweep is worth making, None while nothing waits."""
+        waiting = [route for route in self.routes if route.waits]
+        if not waiting:
+            return None
+        if self._deadline is not None:
+            return max(now, min(self._opens(route) for route in waiting))
+        for route in waiting:
+            route.look(now)
+        linger = self._last_sweep + self.settings.linger
+        return min(max(linger, self._opens(route)) for route in waiting)
+
+    def _opens(self, route: Route) -> float:
+        return max(route.breaker.open_until, self.breaker.open_until)
+
+    def _sleep(self) -> None:
+        """Wait for the first append. Idle costs nothing: no thread wakes up for a program that does not log."""
+        for route in self.routes:
+            route.intake.wake_level = ALWAYS
+        # Looked at after the level was lowered: an append before that is seen here, one after it sends a token.
+        if not any(route.waits for route in self.routes) and self._deadline is None:
+            has_connection = any(route.sink.connected for route in self.routes)
+            if not self._get_token(self.settings.idle_close if has_connection else None):
+                for route in self.routes:
+                    route.sink.idle(self.settings.idle_close)
+        for route in self.routes:
+            route.intake.wake_level = self.settings.flush_level
+            route.buffer.relieve()
+        now = time.monotonic()
+        self._last_sweep = now  # the first record after a silence waits for company, too
+        for route in self.routes:
+            route.storing_since = now
+
+    def _get_token(self, timeout: float | None) -> bool:
+        """Wait for a token and take all there are; False if the time was over first."""
+        try:
+            self._tokens.get(timeout=timeout)
+        except queue.Empty:
+            return False
+        try:
+            while True:
+                self._tokens.get_nowait()
+        except queue.Empty:
+            return True
+
+    # --- a sweep ------------------------------------------------------------------------------------------------
+
+    def _sweep(self) -> None:
+        """Send what waits now, the longest waiting route first; what comes meanwhile waits for the next sweep."""
+        now = self._last_sweep = time.monotonic()
+        for route in self.routes:
+            route.look(now)
+        goal = {route.name: route.buffer.tail() for route in self.routes}
+        while (ready := self._next_route(goal)) is not None:
+            self._deliver(ready)
+        for route in self.routes:
+            route.buffer.relieve()
+            self.notices.drops(route)
+        self._notify()
+
+    def _next_route(self, goal: dict[str, int]) -> Route | None:
+        now = time.monotonic()
+        if self._deadline is not None and now >= self._deadline:
+            return None
+        ready = [
+            route
+            for route in self.routes
+            if route.buffer.settled < goal[route.name] and self.breaker.allows(now) and route.breaker.allows(now)
+        ]
+        return min(ready, key=lambda route: route.waiting_since() or now, default=None)
+
+    def _deliver(self, route: Route) -> None:
+        """Try one batch once, and do what its verdict says."""
+        batch = route.batch or self._next_batch(route)
+        if batch is None:
+            return
+        route.attempts += 1
+        dropped = sum(route.buffer.dropped().values())
+        started = time.monotonic()
+        try:
+            route.sink.open()
+            started = time.monotonic()  # connecting and making partitions are no slow batch
+            outcome = route.sink.write(batch, Counts(route.buffer.offered(), dropped))
+        except SinkError as error:
+            self._failed(route, batch, error.failure, time.monotonic() - started)
+            return
+        self.breaker.succeeded()
+        self._stored(route, batch, outcome.dead, time.monotonic() - started)
+
+    def _next_batch(self, route: Route) -> Batch | None:
+        batch = route.buffer.take(route.batch_bytes, self.settings.batch_size)
+        if batch is not None:
+            batch.aside = {at: why for at, why in route.aside.items() if batch.start <= at < batch.end}
+            route.batch, route.attempts = batch, 0
+        return batch
+
+    def _stored(self, route: Route, batch: Batch, dead: int, seconds: float) -> None:
+        now = time.monotonic()
+        since = route.waiting_since()
+        markers = route.markers(batch)
+        rows = batch.rows
+        self._settle(route, batch)
+        totals = self.ledger.totals
+        self.ledger.totals = totals._replace(
+            stored=totals.stored + rows - dead - markers,
+            dead=totals.dead + dead,
+            markers=totals.markers + markers,
+            batches=totals.batches + 1,
+            last_stored_at=time.time(),
+        )
+        if rows > dead:
+            route.streak = 0
+        route.retries = 0
+        route.breaker.succeeded()
+        route.batch_bytes = min(route.batch_bytes * 2, self.settings.batch_bytes)
+        self.ledger.records.add(rows)
+        self.ledger.bytes.add(len(batch.data))
+        self.ledger.seconds.add(seconds)
+        if since is not None:
+            self.ledger.call_to_commit.add(now - since)
+        figures = {"at": time.time(), "route": route.name, "records": rows, "dead": dead, "bytes": len(batch.data),
+                   "seconds": round(seconds, 6)}  # fmt: skip
+        self.ledger.recent_stored.append(figures)
+        self.notices.stored(route, figures, self.ledger.totals.batches, now)
+
+    def _settle(self, route: Route, batch: Batch) -> None:
+        route.buffer.settle(batch)
+        route.batch = None
+        route.aside = {at: why for at, why in route.aside.items() if at >= batch.end}
+        self._notify()
+
+    def _notify(self) -> None:
+        for _ in range(len(self._waiters)):
+            goal, call = self._waiters.popleft()
+            if self._reached(goal) or self.done.is_set():
+                call()
+            else:
+                self._waiters.append((goal, call))
+
+    # --- failures -----------------------------------------------------------------------------------------------
+
+    def _failed(self, route: Route, batch: Batch, failure: Failure, seconds: float) -> None:
+        self.ledger.totals = self.ledger.totals._replace(retries=self.ledger.totals.retries + 1)
+        verdict = decide(failure)
+        if verdict is Verdict.REJECT and is_storm(route, batch):
+            verdict = decide(failure, storm=True)
+            failure = replace(failure, hint="the table takes none of the waiting records: see what was changed in it")
+        self.ledger.recent_failed.append(
+            {
+                "at": time.time(),
+                "route": route.name,
+                "records": batch.rows,
+                "bytes": len(batch.data),
+                "seconds": seconds,
+                "sqlstate": failure.sqlstate,
+                "verdict": verdict.value,
+                "error": failure.message,
+            }
+        )
+        self.diagnostics.detail(
+            f"attempt {route.attempts} failed: {batch.rows} records, {len(batch.data)} bytes, {seconds * 1000:.0f} ms, "
+            f"verdict {verdict.value}: {failure.message}"
+        )
+        if verdict is Verdict.REJECT:
+            set_aside(route, batch, failure)
+            return
+        if verdict is Verdict.SHRINK:
+            self._shrink(route, batch)
+        elif verdict is Verdict.BLOCKED:
+            route.aside.clear()
+            route.batch = None  # taken again, with what has come since: it may show that the rows were to blame
+        breaker = self.breaker if failure.connecting else route.breaker
+        wait = breaker.failed(time.monotonic(), slowly=verdict is Verdict.BLOCKED)
+        if verdict is Verdict.BLOCKED:
+            hint = f"; to mend it: {failure.hint}" if failure.hint else ""
+            kind, text = f"blocked-{failure.sqlstate}", f"blocked, records are kept: {failure.message}{hint}"
+        else:
+            kind, text = "retry", f"not stored yet, trying again within {max(wait, 0.1):.1f} s: {failure.message}"
+        said = self.diagnostics.say(f"{kind}-{route.name}", text)
+        route.complained = route.complained or said  # then its end is said as well
+        route.retries += 1
+        limit = self.settings.retry_limit
+        if limit is not None and route.retries > limit and (verdict is not Verdict.SHRINK or batch.rows == 1):
+            records = batch.rows - route.markers(batch)
+            self._settle(route, batch)
+            self.ledger.totals = self.ledger.totals.abandon("retry_limit", records)
+            self.diagnostics.say("abandoned", f"{records} records given up after {limit} retries (retry_limit)")
+            route.retries = 0
+
+    def _fail_all(self, failure: Failure) -> None:
+        for route in self.routes:
+            if route.waits:
+                route.batch = None
+                route.breaker.failed(time.monotonic())
+                self.ledger.recent_failed.append({"at": time.time(), "route": route.name, "error": failure.message})
+
+    def _shrink(self, route: Route, batch: Batch) -> None:
+        """Halve what is sent at once; a single row that takes too long waits like any other trouble."""
+        route.batch_bytes = max(1, len(batch.data) // 2)
+        if batch.rows > 1:
+            route.batch = None  # taken again, smaller
+
+    # --- drops and the end --------------------------------------------------------------------------------------
+
+    def _abandon(self, route: Route, reason: str) -> None:
+        records = 0
+        route.buffer.close()
+        was_open = True
+        while was_open:  # by a call that looked before `close`: what it appended is counted, too
+            was_open = route.buffer.seal()
+            while batch := route.buffer.take(self.settings.batch_bytes):
+                records += batch.rows - route.markers(batch)
+                self._settle(route, batch)
+        if records:
+            self.ledger.totals = self.ledger.totals.abandon(reason, records)
+            self.diagnostics.say(
+                "lost",
+                f"{records} records were not stored before the time to shut down was over "
+                f"(shutdown_timeout={self.settings.shutdown_timeout:g} s) and are lost",
+                every=0,
+            )
+        route.buffer.discard()

@@ -1,0 +1,70 @@
+"""
+A sink takes batches to where they are stored. Rules, held for every sink by tests/conformance.py:
+
+1. One thread calls it, the listener's; `close` may come from another after that thread has ended.
+2. `write` returns only when every row of the batch is stored, dead-lettered, or known to have been before.
+3. `write` raises `SinkError` and nothing else. Then none of the batch is stored, or it cannot be known.
+4. After an error `write` may be called again with the same batch, a part of it, or the same with rows set aside.
+5. Any one wait ends within `io_timeout`; a connection that timed out is never used again.
+6. Rows in `batch.aside` are not sent; they are kept as dead letters together with the rest, or not at all.
+7. No message holds a secret or row content.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from logsluice.errors import LogsluiceError
+
+if TYPE_CHECKING:
+    from logsluice.buffer import Batch
+    from logsluice.delivery import Failure
+
+
+class SinkError(LogsluiceError):
+    """What a sink raises, and nothing else. `failure` says what happened; `delivery.decide` what to do."""
+
+    def __init__(self, failure: Failure) -> None:
+        super().__init__(failure.message)
+        self.failure = failure
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a batch: rows stored by this attempt or an earlier one, and rows now dead letters."""
+
+    stored: int
+    dead: int
+    known: bool = False  # the watermark had passed the whole batch: an earlier COMMIT arrived after all
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What the stream's row says about its client, sent along with each batch."""
+
+    offered: int
+    dropped: int
+
+
+class Sink(Protocol):
+    """The contract above."""
+
+    @property
+    def connected(self) -> bool:
+        """Whether something is held open that `idle` may close."""
+
+    def accepts_any(self, rows: list[bytes]) -> bool:
+        """Try frames one by one, storing none; True as soon as one would be taken."""
+
+    def open(self) -> None:
+        """Connect and check, if that is still to be done; `write` may count on it. Raises `SinkError`."""
+
+    def write(self, batch: Batch, counts: Counts) -> Outcome:
+        """Store a batch of one stream and advance its watermark."""
+
+    def idle(self, seconds: float) -> None:
+        """Hear that nothing was written for so long; a connection may be closed."""
+
+    def close(self) -> None:
+        """Release everything. Never raises."""

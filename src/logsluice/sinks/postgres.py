@@ -1,0 +1,270 @@
+"""
+One batch, one transaction (DESIGN D5): rows, dead letters and the watermark are committed together.
+
+    BEGIN · SET LOCAL limits · SELECT position … FOR UPDATE       the lock comes before any data
+    drop what lies below the watermark                            an earlier COMMIT may have arrived after all
+    COPY the slice as it is
+    COPY the rows set aside into dead_letter
+    SET CONSTRAINTS ALL IMMEDIATE · UPDATE stream SET position    a deferred constraint fails here, not in COMMIT
+    COMMIT
+
+Why a watermark and not a look before sending again: docs/explanation/pair.md. Only SET LOCAL, no prepared names, no
+temporary tables, no session locks: it runs through PgBouncer in transaction mode.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import socket
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from typing import TYPE_CHECKING
+
+import psycopg
+from psycopg import pq
+
+from logsluice import partitions
+from logsluice.columns import Target, check_table, quote
+from logsluice.delivery import Failure, Verdict, decide
+from logsluice.encoding import copy_text
+from logsluice.sinks import Counts, Outcome, SinkError
+from logsluice.sinks.failures import escaped, failure_of, translated
+
+if TYPE_CHECKING:
+    from logsluice.buffer import Batch
+    from logsluice.sinks.link import LimitedConnection, Link
+
+LOCK_SHARE = 4  # lock_timeout is a quarter of io_timeout: a held lock is said early, and is no time limit of the batch
+PARTITION_CHECK = 3600.0  # seconds: partitions are made a day ahead, so one look an hour has 23 to spare
+PARTITION_RETRIES = 32  # partitions made for one batch, as it names them one at a time
+
+
+@dataclass
+class PostgresSink:
+    """One stream's way into PostgreSQL. Rules: sinks/__init__.py."""
+
+    link: Link
+    target: Target
+    stream: int
+    known_base: bool = False  # the stream's row was seen: its absence later is no beginning
+
+    @property
+    def connected(self) -> bool:
+        """Whether the connection is open."""
+        return self.link.conn is not None
+
+    def open(self) -> None:
+        """Connect, make or check the schema, read the table, keep partitions ready; what is done is not done again."""
+        conn = self.link.open()
+        self._check(conn)
+        self._partitions(conn)
+
+    def write(self, batch: Batch, counts: Counts) -> Outcome:
+        """Store a batch: see the top of the file. Blocks for at most a few times `io_timeout`."""
+        conn = self.link.open()
+        for _ in range(PARTITION_RETRIES):
+            try:
+                with translated(self.target.table):
+                    return self._transaction(conn, batch, counts)
+            except SinkError as error:
+                self._recover(conn, error)  # raises, unless the same batch may be sent again
+        raise SinkError(
+            Failure(f"{PARTITION_RETRIES} partitions were made for one batch and more are missing", "23514")
+        )
+
+    def idle(self, seconds: float) -> None:
+        """Close the connection after `idle_close` seconds without a batch."""
+        if seconds >= self.link.settings.idle_close:
+            self.link.close()
+
+    def close(self) -> None:
+        """Close the connection."""
+        self.link.close()
+
+    def accepts_any(self, rows: list[bytes]) -> bool:
+        """Try rows one by one in a transaction that is rolled back; True as soon as the table takes one."""
+        conn = self.link.open()
+        with translated():
+            for row in rows:
+                conn.execute(f"BEGIN; {self._limits()}")
+                try:
+                    self._copy(conn, row)
+                    conn.execute("SET CONSTRAINTS ALL IMMEDIATE")
+                except psycopg.Error:
+                    if conn.closed:
+                        raise
+                else:
+                    return True
+                finally:
+                    if not conn.closed:
+                        conn.execute("ROLLBACK")
+        return False
+
+    # --- the transaction ----------------------------------------------------------------------------------------
+
+    def _transaction(self, conn: LimitedConnection, batch: Batch, counts: Counts) -> Outcome:
+        watermark = self._lock_watermark(conn, batch.start)
+        outcome = Outcome(batch.rows - len(batch.aside), len(batch.aside), known=watermark >= batch.end)
+        if outcome.known:
+            conn.execute("COMMIT")
+            return outcome
+        rest = batch if watermark <= batch.start else batch.after(watermark)
+        rows = b"".join(line for at, line in rest.lines() if at not in rest.aside) if rest.aside else rest.data
+        if rows:
+            self._copy(conn, rows)
+        if rest.aside:
+            self._dead_letters(conn, rest)
+        dead = len(rest.aside)
+        stored = rest.rows - dead - (rest.markers if self.target.sources is None else 0)
+        cursor = conn.execute(
+            f"SET CONSTRAINTS ALL IMMEDIATE; UPDATE {self._table('stream')} SET position = {rest.end}, "
+            f"stored = stored + {stored}, dead = dead + {dead}, offered = {counts.offered}, "
+            f"dropped = {counts.dropped}, updated = now() WHERE stream = {self.stream}".encode()
+        )
+        cursor.nextset()
+        if cursor.rowcount != 1:  # a trigger or a policy swallowed it: without a watermark a retry would double
+            raise SinkError(Failure("the watermark could not be moved: a trigger or policy on stream?", "55000"))
+        conn.execute("COMMIT")
+        return outcome
+
+    def _lock_watermark(self, conn: LimitedConnection, base: int) -> int:
+        look = f"SELECT position FROM {self._table('stream')} WHERE stream = {self.stream} FOR UPDATE"
+        cursor = conn.execute(f"BEGIN; {self._limits()}; {look}".encode())
+        while cursor.nextset():
+            pass
+        row = cursor.fetchone()
+        if row is None:
+            if base > 0 and self.known_base:
+                self.link.diagnostics.say(
+                    "watermark",
+                    "watermark_missing: the row of this stream is gone; from here to the last known "
+                    "position records are stored at least once. Do not delete rows of stream in use.",
+                )
+            self._register(conn)
+            row = conn.execute(look.encode()).fetchone()
+            assert row is not None
+        self.known_base = True
+        return int(row[0])
+
+    def _register(self, conn: LimitedConnection) -> None:
+        settings = self.link.settings
+        conn.execute(
+            f"INSERT INTO {self._table('stream')} (stream, service, environment, version, host, pid) "
+            "VALUES (%s, %s, %s, %s, %s, %s) ON CONFLICT DO NOTHING",
+            [
+                self.stream, settings.service, settings.environment, settings.service_version,
+                socket.gethostname(), os.getpid(),
+            ],
+        )  # fmt: skip
+
+    def _limits(self) -> str:
+        """Return what bounds this transaction on the server, so that an abandoned one lets the watermark go."""
+        settings = self.link.settings
+        limit = max(100, int(settings.io_timeout * 1000))  # milliseconds
+        # Twice ours: a server that gives up in the middle of a COPY closes the connection, which looks like an outage.
+        # Its own limits are there to free what a dead client left behind.
+        late = 2 * limit
+        commit = (
+            f"; SET LOCAL synchronous_commit = {settings.synchronous_commit}" if settings.synchronous_commit else ""
+        )
+        return (
+            f"SET LOCAL lock_timeout = {limit // LOCK_SHARE}; SET LOCAL statement_timeout = {late}; "
+            f"SET LOCAL idle_in_transaction_session_timeout = {late}; "
+            f"SET LOCAL timezone = 'UTC'; SET LOCAL datestyle = 'ISO'{commit}"
+        )
+
+    def _copy(self, conn: LimitedConnection, rows: bytes) -> None:
+        # Complete before copy() is entered: an exception inside it would travel into the server's log.
+        with conn.cursor().copy(self.target.copy.encode()) as copy:
+            copy.write(rows)
+
+    def _dead_letters(self, conn: LimitedConnection, batch: Batch) -> None:
+        seq_at = self.target.columns.index("seq") if self.target.sources is None else None
+        columns = (
+            "{" + ",".join('"' + c.replace("\\", "\\\\").replace('"', '\\"') + '"' for c in self.target.columns) + "}"
+        )
+        lines = []
+        for at, line in batch.lines():
+            why = batch.aside.get(at)
+            if why is not None:
+                seq = line.split(b"\t")[seq_at].decode() if seq_at is not None else r"\N"
+                texts = [
+                    str(self.stream), seq, str(at + len(line)), copy_text(self.target.name), copy_text(columns),
+                    "\\\\x" + line.hex(), why.sqlstate or r"\N", escaped(self.link.diagnostics.scrub(why.message)),
+                ]  # fmt: skip
+                lines.append("\t".join(texts) + "\n")
+        names = "stream, seq, position, target, columns, row, sqlstate, error"
+        statement = f"COPY {self._table('dead_letter')} ({names}) FROM STDIN (FORMAT text, ENCODING 'UTF8')"
+        try:
+            with conn.cursor().copy(statement.encode()) as copy:
+                copy.write("".join(lines).encode())
+        except psycopg.Error as error:
+            failure = failure_of(error)
+            if decide(failure) is not Verdict.REJECT:
+                raise
+            # No row of the batch is to blame: taken for a rejection, one good row after the other would be set aside.
+            raise SinkError(Failure(f"dead_letter takes no rows: {failure.message}", "55000")) from None
+
+    # --- around it ----------------------------------------------------------------------------------------------
+
+    def _check(self, conn: LimitedConnection) -> None:
+        if self.target.sources is not None and self.target.name not in self.link.checked:
+            with translated():
+                wrong = check_table(conn, self.target)
+            if wrong:
+                raise SinkError(Failure(wrong, "42703"))
+            self.link.checked.add(self.target.name)
+
+    def _partitions(self, conn: LimitedConnection) -> None:
+        """Keep partitions for today ± 1 day ready. A failure is said, and is no failure of the batch."""
+        link = self.link
+        if self.target.sources is not None or link.settings.partition == "none" or link.now() < link.partitions_due:
+            return
+        link.partitions_due = link.now() + PARTITION_CHECK
+        try:
+            with translated():
+                partitions.ensure(conn, link.settings.schema, link.settings.partition, self._moment())
+        except SinkError as error:
+            if conn.closed:
+                raise
+            link.diagnostics.say("partitions", f"partitions could not be made ahead: {error.failure.message}")
+
+    def _moment(self) -> datetime:
+        return datetime.fromtimestamp(self.link.now(), timezone.utc)
+
+    def _recover(self, conn: LimitedConnection, error: SinkError) -> None:
+        """Return if the batch may be sent again at once; else leave no transaction open and raise the error."""
+        failure = error.failure
+        if not conn.closed and conn.info.transaction_status != pq.TransactionStatus.IDLE:
+            try:
+                conn.execute("ROLLBACK")
+            except psycopg.Error:
+                self.link.close()
+        if self.link.conn is None or conn.closed or failure.sqlstate == "25006":
+            self.link.close()  # 25006: a demoted primary looks healthy; the next connect must look for the new one
+            raise error
+        if failure.moment is not None and self.target.sources is None:
+            settings = self.link.settings
+            if settings.partition == "none":
+                hint = "logs is partitioned: say partition='day' in the handler's options, or the width that it has"
+                raise SinkError(dataclasses.replace(failure, hint=hint)) from None
+            with translated():
+                partitions.ensure_at(conn, settings.schema, settings.partition, failure.moment)
+            return
+        if (failure.sqlstate or "").startswith(("42", "3F")):
+            raise self._with_hint(conn, failure) from None
+        raise error
+
+    def _with_hint(self, conn: LimitedConnection, failure: Failure) -> SinkError:
+        """Say at once what mends it: the next attempt may be half a minute away, and its line too many."""
+        try:
+            what, fix = self.link.missing(conn)
+        except SinkError:
+            what = fix = ""
+        self.link.close()  # the next attempt looks at the schema again, and makes it if it may
+        message = f"{failure.message}: {what}" if what else failure.message
+        return SinkError(dataclasses.replace(failure, message=message, hint=fix or failure.hint))
+
+    def _table(self, name: str) -> str:
+        return f"{quote(self.target.home)}.{quote(name)}"

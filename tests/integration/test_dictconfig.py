@@ -1,0 +1,348 @@
+"""
+Configuring: `dictConfig` holds logging's lock while it closes old handlers, and our driver logs under that lock. Waiting
+for the listener there would last for ever (DESIGN D2): the first test of this project. Programs run apart, under a limit.
+"""
+
+from __future__ import annotations
+
+import json
+import logging.config
+import threading
+
+import psycopg
+import pytest
+
+from support.processes import run_program
+
+# What every program below begins with. Its driver logs at DEBUG (psycopg's own logger), as under a root at DEBUG.
+BEGIN = """
+import json, logging, logging.config, os, sys, threading, time
+DSN = os.environ["DSN"]
+
+def config(name="db", root="DEBUG", **options):
+    return {
+        "version": 1, "disable_existing_loggers": False,
+        "handlers": {name: {"class": "logsluice.PostgresHandler", "dsn": DSN, "linger": 0.01, "shutdown_timeout": 20,
+                            "backoff_initial": 0.01, "backoff_max": 0.1, **options}},
+        "root": {"level": root, "handlers": [name]},
+    }
+
+def handler():
+    return logging.getLogger().handlers[0]
+
+def say(**figures):
+    print(json.dumps(figures))
+
+logging.getLogger("psycopg").setLevel(logging.DEBUG)
+log = logging.getLogger("shop")
+"""
+LIMIT = 60  # seconds: a program takes 1 to 3; after a deadlock it ends with the tracebacks of all threads
+
+
+def run(dsn, text, **env):
+    program = run_program(BEGIN + text, env={"DSN": dsn, **env}, timeout=LIMIT)
+    assert program.returncode == 0, program.stderr
+    assert "Traceback" not in program.stderr, program.stderr
+    return program
+
+
+def stored(dsn):
+    """(logger, message) of everything stored, but the numbers at the end of the program's own messages sorted."""
+    with psycopg.connect(dsn) as conn:
+        return conn.execute("SELECT logger, message FROM logsluice.logs").fetchall()
+
+
+def numbers(dsn):
+    rows = stored(dsn)
+    assert {logger for logger, _ in rows} == {"shop"}
+    return sorted(int(message.split(" ")[1]) for _, message in rows)
+
+
+BUSY = """
+old, sent, lock, stop = [], [0], threading.Lock(), threading.Event()
+driver = logging.getLogger("psycopg")
+
+# The driver logs a line in every statement, as psycopg does in a few: each takes logging's lock in `isEnabledFor`
+# whenever dictConfig has just cleared the cache of levels.
+import logsluice.sinks.link as sink
+real = sink.LimitedConnection.execute
+def execute(self, *args, **options):
+    logging.getLogger("psycopg.%d" % time.monotonic_ns())   # a new logger takes the lock
+    driver.debug("statement")
+    return real(self, *args, **options)
+sink.LimitedConnection.execute = execute
+
+logging.config.dictConfig(config())
+
+def work():
+    while not stop.is_set():
+        with lock:
+            log.info("r %d %s", sent[0], "x" * 100)
+            sent[0] += 1
+
+threads = [threading.Thread(target=work) for _ in range(2)]
+for thread in threads:
+    thread.start()
+longest = 0
+for _ in range(ROUNDS):
+    old.append(handler())
+    with lock:      # between two records: one that is in `callHandlers` meanwhile would find a closed handler
+        before = sent[0]
+    deadline = time.monotonic() + 10
+    while sent[0] < before + 50 and time.monotonic() < deadline:
+        threading.Event().wait(0.001)
+    lock.acquire()
+    began = time.monotonic()
+    logging.config.dictConfig(config())
+    longest = max(longest, time.monotonic() - began)
+    lock.release()
+stop.set()
+for thread in threads:
+    thread.join()
+assert handler().flush(20)
+for one in old:
+    assert one._pair[1].done.wait(20)
+stats = [one.stats() for one in [*old, handler()]]
+say(sent=sent[0], longest=longest, stored=sum(s.stored for s in stats), noise=sum(s.own_noise for s in stats),
+    dropped=sum(s.dropped for s in stats), waiting=sum(s.waiting for s in stats), busy=sum(s.offered > 0 for s in stats))
+"""
+
+
+def test_dictconfig_again_while_the_handler_is_busy_and_the_driver_logs(dsn):
+    """Twenty times, with two threads logging on: ends at once, nothing is lost, the old handlers are drained."""
+    program = run(dsn, f"ROUNDS = 20\n{BUSY}")
+    figures = json.loads(program.stdout)
+    print(figures, f"{program.seconds:.1f} s")
+    assert figures["longest"] < 5  # of shutdown_timeout 20: it did not wait; 0.001 as a rule
+    assert figures["busy"] >= 20  # the handlers were in use when they were closed
+    assert figures["noise"] > 0  # the driver did log
+    assert numbers(dsn) == list(range(figures["sent"]))
+    assert (figures["stored"], figures["dropped"], figures["waiting"]) == (figures["sent"], 0, 0)
+
+
+def test_without_the_look_at_loggings_lock_the_same_program_stands_still(dsn):
+    """The control: the listener waits for the lock that dictConfig holds while it waits for the listener."""
+    control = """
+import logsluice.lifecycle
+logsluice.lifecycle.holds_logging_lock = lambda: False
+plain, ROUNDS = config, 1
+def config():
+    return plain(shutdown_timeout=0.7)
+"""
+    program = run(dsn, control + BUSY)
+    assert json.loads(program.stdout)["longest"] >= 0.7
+
+
+@pytest.mark.parametrize("call", ["flush", "close"])
+def test_flush_and_close_under_loggings_lock_return_at_once_and_exit_waits(dsn, call):
+    """The server does not answer meanwhile (its table is locked): waiting would take until the end of the limit."""
+    program = run(
+        dsn,
+        f"""
+import psycopg
+logging.config.dictConfig(config(level="INFO"))  # psycopg in the main thread logs as well
+for n in range(100):
+    log.info("r %d", n)
+assert handler().flush(20)
+with psycopg.connect(DSN) as other:
+    other.execute("LOCK TABLE logsluice.logs IN ACCESS EXCLUSIVE MODE")
+    for n in range(100, 200):
+        log.info("r %d", n)
+    one = handler()
+    with logging._lock:
+        began = time.monotonic()
+        result = one.{call}()
+        took = time.monotonic() - began
+say(took=took, result=str(result), waiting=one.stats().waiting)
+""",
+    )
+    figures = json.loads(program.stdout)
+    assert figures["took"] < 1
+    assert figures["result"] == {"flush": "False", "close": "None"}[call]
+    assert figures["waiting"] == 100  # the fault was there
+    assert numbers(dsn) == list(range(200))  # at exit everything arrived
+
+
+def test_the_same_dictionary_twice(dsn):
+    run(
+        dsn,
+        """
+same = config()
+for n in range(4):
+    logging.config.dictConfig(same)
+    for i in range(100):
+        log.info("r %d", n * 100 + i)
+assert same == config()
+""",
+    )
+    assert numbers(dsn) == list(range(400))
+
+
+def test_two_handlers_store_both(dsn):
+    run(
+        dsn,
+        """
+both = config("one")
+both["handlers"]["two"] = {**both["handlers"]["one"], "level": "WARNING"}
+both["root"]["handlers"] = ["one", "two"]
+logging.config.dictConfig(both)
+for n in range(100):
+    log.log(logging.INFO if n % 2 else logging.WARNING, "r %d", n)
+names = sorted(t.name for t in threading.enumerate())
+assert names == ["MainThread", "logsluice-one", "logsluice-two"], names
+""",
+    )
+    assert numbers(dsn) == sorted([*range(100), *range(0, 100, 2)])
+    with psycopg.connect(dsn) as conn:
+        assert conn.execute("SELECT stored FROM logsluice.stream ORDER BY 1").fetchall() == [(50,), (100,)]
+
+
+def test_closed_twice_and_used_afterwards(dsn):
+    program = run(
+        dsn,
+        """
+logging.config.dictConfig(config())
+log.info("r 0")
+one = handler()
+one.close()
+one.close()
+log.info("r 1")
+log.error("r 2")
+one.emit(log.makeRecord("shop", logging.INFO, "", 1, "r 3", None, None))
+assert one.flush(1)
+stats = one.stats()
+say(offered=stats.offered, accepted=stats.accepted, stored=stats.stored, dropped=sum(stats.dropped_by.values()),
+    by=str(sorted(stats.dropped_by.items())), threads=threading.active_count())
+one.close()
+""",
+    )
+    assert json.loads(program.stdout) == {
+        "offered": 4, "accepted": 1, "stored": 1, "dropped": 3,
+        "by": "[(('closed', 20), 2), (('closed', 40), 1)]", "threads": 1,
+    }  # fmt: skip
+    assert numbers(dsn) == [0]
+
+
+def test_a_handler_closed_before_its_first_record_starts_nothing(dsn):
+    program = run(
+        dsn,
+        """
+logging.config.dictConfig(config())
+one = handler()
+one.close()
+log.info("r 0")
+assert one.flush(1)
+say(dropped=one.stats().dropped, threads=threading.active_count())
+""",
+    )
+    assert json.loads(program.stdout) == {"dropped": 1, "threads": 1}
+    assert stored(dsn) == []
+
+
+def test_configuring_opens_and_starts_nothing(dsn):
+    program = run(
+        dsn.replace("127.0.0.1", "192.0.2.1"),  # RFC 5737: nobody answers there
+        """
+began = time.monotonic()
+logging.config.dictConfig(config(shutdown_timeout=0.1))
+say(took=time.monotonic() - began, threads=threading.active_count(), pair=handler()._pair is None)
+""",
+    )
+    figures = json.loads(program.stdout)
+    assert figures["took"] < 5
+    assert (figures["threads"], figures["pair"]) == (1, True)
+
+
+def test_a_driver_that_logs_under_a_root_at_debug_feeds_nothing_back(dsn):
+    """psycopg logs every broken pipeline, pool and retry; stored, each would make a batch that makes a record."""
+    program = run(
+        dsn,
+        """
+import logsluice.sinks.link as sink
+driver = logging.getLogger("psycopg")
+real = sink.LimitedConnection.execute
+def execute(self, *args, **options):
+    driver.debug("statement %r", args[0])
+    return real(self, *args, **options)
+sink.LimitedConnection.execute = execute
+logging.config.dictConfig(config())
+for n in range(100):
+    log.info("r %d", n)
+logging.getLogger("logsluice").warning("r 777")          # our namespace is never stored
+logging.getLogger("logsluice.anything").warning("r 778")
+assert handler().flush(20)
+before = handler().stats()
+threading.Event().wait(0.3)                              # 30 times linger: feedback would have come round by now
+after = handler().stats()
+say(noise=before.own_noise, still=after.own_noise - before.own_noise, batches=after.batches - before.batches,
+    offered=after.offered, stored=after.stored)
+""",
+    )
+    figures = json.loads(program.stdout)
+    assert figures["noise"] > 5
+    assert (figures["still"], figures["batches"]) == (0, 0)  # idle
+    assert (figures["offered"], figures["stored"]) == (100, 100)
+    assert numbers(dsn) == list(range(100))
+
+
+def test_records_logged_while_the_program_ends_are_stored(dsn):
+    run(
+        dsn,
+        """
+import atexit
+logging.config.dictConfig(config())
+atexit.register(lambda: log.info("r 2"))
+log.info("r 0")
+class Late:
+    def __del__(self):
+        log.info("r 1")
+late = Late()
+del late
+""",
+    )
+    assert numbers(dsn) == [0, 1, 2]
+
+
+def test_a_filter_that_chokes_on_the_drivers_records_does_not_break_the_connection(dsn):
+    """It takes args[0] of every record; psycopg's own have none, and are logged by our thread as it connects."""
+    run(
+        dsn,
+        """
+class Odd(logging.Filter):
+    def filter(self, record):
+        return record.args[0] % 2 == 1
+logging.config.dictConfig(config())
+handler().addFilter(Odd())
+for n in range(10):
+    log.info("r %d", n)
+assert handler().stats().offered == 5
+""",
+    )
+    assert numbers(dsn) == [1, 3, 5, 7, 9]
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "says"),
+    [
+        ("batch_sise", 1, "did you mean 'batch_size'"),
+        ("nonsense", 1, "known options"),
+        ("journal", "/tmp/x", "not available in this version"),
+        ("linger", -1, "linger must be seconds of at least 0.001"),
+        ("when_full", "wait", "'drop', 'block'"),
+        ("keep_level", "LOUD", "keep_level"),
+        ("dsn_env", "NOT_SET_ANYWHERE", "give dsn or dsn_env"),
+        ("table", "x" * 64, "64 bytes"),
+        ("capacity_bytes", 2**20, "max_frame_bytes"),
+    ],
+)
+def test_a_wrong_option_is_said_by_dictconfig_which_can_then_be_called_again(option, value, says):
+    """logging closes what the failed call left half made: that must not fail in its turn."""
+    handler = {"class": "logsluice.PostgresHandler", "dsn": ""}
+    wrong = {"version": 1, "disable_existing_loggers": False, "handlers": {"db": {**handler, option: value}}}
+    threads = threading.active_count()
+    with pytest.raises(ValueError, match="db") as caught:
+        logging.config.dictConfig(wrong)
+    assert says in str(caught.value.__cause__)
+    logging.config.dictConfig({"version": 1, "disable_existing_loggers": False, "handlers": {"db": handler}})
+    logging.config.dictConfig({"version": 1, "disable_existing_loggers": False})
+    assert threading.active_count() == threads

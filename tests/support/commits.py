@@ -1,0 +1,87 @@
+"""COMMITs whose answer never comes: lost on the way back, or given up by the client and carried out later."""
+
+from __future__ import annotations
+
+import os
+import signal
+from contextlib import contextmanager
+
+import pytest
+
+from logsluice.sinks import link
+from logsluice.sinks.link import LimitedConnection
+from support.processes import until
+from support.proxy import query
+from support.shop import LIMIT
+
+COMMIT = query(b"COMMIT")
+
+
+def lose_commits(shop, proxy, rounds):
+    cuts = proxy.cuts
+    for n in range(rounds):
+        proxy.cut_after(COMMIT)
+        shop.log(20 + n)
+        assert shop.flush()
+    return proxy.cuts - cuts
+
+
+class Frozen:
+    """Stops the session's process just before it gets COMMIT; it goes on when told to."""
+
+    def __init__(self, monkeypatch):
+        self.pid = None
+        self.armed = False
+        self.times = 0
+        real = LimitedConnection.execute
+
+        def execute(conn, text, *args, **options):
+            if self.armed and text in {"COMMIT", b"COMMIT"}:
+                self.armed = False
+                self.pid = conn.info.backend_pid
+                os.kill(self.pid, signal.SIGSTOP)
+                self.times += 1
+            return real(conn, text, *args, **options)
+
+        monkeypatch.setattr(LimitedConnection, "execute", execute)
+
+    def go_on(self):
+        pid, self.pid = self.pid, None
+        if pid is not None:
+            os.kill(pid, signal.SIGCONT)
+
+
+@contextmanager
+def freezing():
+    """Our limit is shorter than the server's: else the server would end the session instead of reading COMMIT."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        frozen = Frozen(monkeypatch)
+        real = link.Link._connect
+
+        def connect(link):
+            conn = real(link)
+            conn.limit = 0.4  # seconds
+            return conn
+
+        monkeypatch.setattr(link.Link, "_connect", connect)
+        try:
+            yield frozen
+        finally:
+            frozen.go_on()
+
+
+def late_commits(shop, rounds):
+    """The client gives up on COMMIT, tries again, and then the COMMIT arrives after all."""
+    with freezing() as frozen:
+        shop.watch()
+        shop.log()
+        assert shop.flush()
+        for _ in range(rounds):
+            failures = len(shop.writes)
+            frozen.armed = True
+            shop.log(20)
+            # Our limit, and then a retry that waits for the lock of the zombie or has sent its rows by now.
+            assert until(lambda: len([e for _, _, e in shop.writes[failures:] if e]) >= 2, LIMIT)
+            frozen.go_on()
+            assert shop.flush()
+        assert frozen.times == rounds
