@@ -1,0 +1,42 @@
+"""
+The command line: argparse, one module and one function a command.
+
+Each module below offers `register(commands)`, which adds its parser and sets `run` to its function;
+`run(args)` returns the exit status. rich only adds colour; every command works without it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import importlib.metadata
+import sys
+from typing import TYPE_CHECKING
+
+from logsluice.errors import LogsluiceError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+# In the order in which a newcomer meets them.
+COMMANDS = ("demo", "tail", "doctor", "migrate", "prune")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; 0 when it did what was asked, 1 when not, 2 for wrong usage, 130 after Ctrl-C."""
+    parser = argparse.ArgumentParser(prog="logsluice", description="Python logs into PostgreSQL.")
+    parser.add_argument("--version", action="version", version=f"logsluice {importlib.metadata.version('logsluice')}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for name in COMMANDS:
+        importlib.import_module(f"logsluice.cli.{name}").register(commands)
+    args = parser.parse_args(argv)
+    try:
+        return int(args.run(args))
+    except LogsluiceError as error:
+        print(f"logsluice: {error}", file=sys.stderr)
+        return 1
+    except BrokenPipeError:  # `logsluice tail | head` closes our output early: that is not an error
+        sys.stderr.close()
+        return 0
+    except KeyboardInterrupt:
+        return 130

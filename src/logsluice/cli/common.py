@@ -1,0 +1,93 @@
+"""What the commands share: where the database is, durations, and errors in one line without a secret."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import re
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import psycopg
+from psycopg import conninfo
+
+from logsluice.errors import LogsluiceError
+from logsluice.sinks.link import MISREAD, misread
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    Commands = argparse._SubParsersAction[argparse.ArgumentParser]  # noqa: SLF001 - argparse has no public name for it
+
+DSN_VARIABLE = "LOGSLUICE_DSN"
+# Seconds to connect, unless the DSN or PGCONNECT_TIMEOUT says otherwise: a person waits, and libpq would wait for ever.
+_CONNECT_TIMEOUT = "10"
+_SECRETS = ("password", "sslpassword", "oauth_client_secret")
+_UNITS = {"m": timedelta(minutes=1), "h": timedelta(hours=1), "d": timedelta(days=1), "w": timedelta(weeks=1)}
+
+
+def add_dsn(parser: argparse.ArgumentParser) -> None:
+    """Add --dsn and --schema."""
+    parser.add_argument(
+        "--dsn",
+        help=f"libpq string or URI; without it ${DSN_VARIABLE}, then libpq's own environment (PGHOST, PGSERVICE, ...). "
+        "Other users of this machine can read arguments: keep passwords in the environment or in ~/.pgpass",
+    )
+    parser.add_argument("--schema", default="logsluice", help="schema of logsluice's tables (default: %(default)s)")
+
+
+def connect(args: argparse.Namespace) -> psycopg.Connection[Any]:
+    """Connect where the arguments or the environment say, with autocommit. Raises one line without a secret."""
+    dsn = args.dsn if args.dsn is not None else os.environ.get(DSN_VARIABLE, "")
+    try:
+        given = conninfo.conninfo_to_dict(dsn)
+    except psycopg.Error:
+        # libpq quotes what it cannot read, and that may be a part of the password.
+        raise LogsluiceError(
+            "the DSN cannot be read; write 'host=... dbname=... user=...' or postgresql://user@host:port/dbname, "
+            "with odd characters percent-encoded in a URI"
+        ) from None
+    if misread(dsn, given):
+        raise LogsluiceError(MISREAD)
+    ours = {"fallback_application_name": "logsluice"}
+    if "PGCONNECT_TIMEOUT" not in os.environ:
+        ours["connect_timeout"] = _CONNECT_TIMEOUT
+    try:
+        return psycopg.connect(autocommit=True, **{**ours, **given})  # type: ignore[arg-type]  # values are str
+    except psycopg.Error as error:
+        text = one_line(str(error))
+        for secret in _SECRETS:
+            if given.get(secret):
+                text = text.replace(str(given[secret]), "***")
+        raise LogsluiceError(f"cannot connect: {text}") from None
+
+
+@contextlib.contextmanager
+def said(action: str) -> Iterator[None]:
+    """Turn an error of the server into one line that says what was being done."""
+    try:
+        yield
+    except psycopg.Error as error:
+        raise LogsluiceError(f"{action}: {reason(error)}") from None
+
+
+def reason(error: psycopg.Error) -> str:
+    """Return the server's message and hint in one line, without DETAIL: it can hold row content."""
+    if not error.diag.message_primary:
+        return one_line(str(error)) or type(error).__name__
+    hint = f" ({error.diag.message_hint})" if error.diag.message_hint else ""
+    return one_line(error.diag.message_primary + hint)
+
+
+def one_line(text: str) -> str:
+    """Return the text with every run of white space as one blank."""
+    return " ".join(text.split())
+
+
+def duration(text: str) -> timedelta:
+    """Return what `90m`, `12h`, `30d` or `4w` means. An argparse type."""
+    found = re.fullmatch(r"([0-9]{1,6})([mhdw])", text)
+    if found is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is no duration: write 90m, 12h, 30d or 4w")
+    return int(found[1]) * _UNITS[found[2]]

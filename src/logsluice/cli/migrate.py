@@ -1,0 +1,59 @@
+"""`logsluice migrate`: make or update the tables, or print the DDL for somebody who may."""
+
+from __future__ import annotations
+
+import sys
+from datetime import datetime, timezone
+from typing import TYPE_CHECKING
+
+import psycopg
+
+from logsluice import partitions, schema
+from logsluice.cli import common
+from logsluice.columns import quote
+from logsluice.config import PARTITION_WIDTHS
+from logsluice.errors import ConfigError, LogsluiceError
+
+if TYPE_CHECKING:
+    import argparse
+
+
+def register(commands: common.Commands) -> None:
+    """Add the command."""
+    parser = commands.add_parser("migrate", help="make or update the tables in PostgreSQL")
+    common.add_dsn(parser)
+    parser.add_argument(
+        "--partition",
+        choices=PARTITION_WIDTHS,
+        default="day",
+        help="width of a partition of `logs`, as in the handler's option (default: %(default)s)",
+    )
+    parser.add_argument("--sql", action="store_true", help="print the DDL and connect to nothing")
+    parser.add_argument("--grant-to", metavar="ROLE", help="with --sql: also print the GRANTs that a writer needs")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Apply what is missing and say what was done."""
+    if args.sql:
+        sys.stdout.write(schema.render(args.schema, args.partition, args.grant_to))
+        return 0
+    if args.grant_to is not None:
+        raise ConfigError("--grant-to goes with --sql: GRANTs are printed, for somebody who may give them to run")
+    with common.connect(args) as conn:
+        where = f"schema {quote(args.schema)} in database {quote(conn.info.dbname)} as {quote(conn.info.user)}"
+        try:
+            applied = schema.migrate(conn, args.schema, args.partition)
+        except psycopg.errors.InsufficientPrivilege as error:
+            raise LogsluiceError(
+                f"{where}: {common.reason(error)}; have its owner run the output of `logsluice migrate --sql`"
+            ) from None
+        except psycopg.Error as error:
+            raise LogsluiceError(f"{where}: {common.reason(error)}") from None
+        print(f"{where}: applied {', '.join(applied)}" if applied else f"{where}: nothing to apply")
+        # Apart from the above: the tables are there, whatever becomes of the first partitions.
+        with common.said("the tables are there, but not the partitions that rows of today need"):
+            made = partitions.ensure(conn, args.schema, args.partition, datetime.now(timezone.utc))
+        if made:
+            print(f"made {', '.join(made)}")
+    return 0

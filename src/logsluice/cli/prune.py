@@ -1,0 +1,114 @@
+"""`logsluice prune`: drop the partitions that are older than what is kept. Without --yes it only shows them."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from datetime import datetime, timedelta, timezone
+from typing import TYPE_CHECKING, Any
+
+import psycopg
+
+from logsluice import partitions
+from logsluice.cli import common
+from logsluice.errors import ConfigError
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Sequence
+
+# One day, whatever the width: the handlers keep yesterday's partitions ready and would make them again at once, and
+# `--keep 30m` by somebody who meant months must not empty the table.
+LEAST = timedelta(days=1)
+
+
+def register(commands: common.Commands) -> None:
+    """Add the command."""
+    parser = commands.add_parser("prune", help="drop old partitions")
+    common.add_dsn(parser)
+    parser.add_argument(
+        "--keep", type=common.duration, required=True, metavar="DURATION", help="how much to keep: 30d, 4w; at least 1d"
+    )
+    parser.add_argument("--yes", action="store_true", help="drop them; without it they are only shown")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Show what is to be dropped and, with --yes, drop it; 1 when something could not be dropped."""
+    if args.keep < LEAST:
+        raise ConfigError(f"--keep must be at least 1 day, got {args.keep} (m is minutes, h hours, d days, w weeks)")
+    now = datetime.now(timezone.utc)
+    with common.connect(args) as conn:
+        with common.said("cannot list the partitions"):
+            old = partitions.expired(conn, args.schema, args.keep, now)
+        if not old:
+            print(f"no partition lies wholly before {_minute(now - args.keep)} UTC: nothing to drop")
+            return 0
+        print(_table(old))
+        if not args.yes:
+            print(f"\nThis was a dry run, nothing was dropped. To drop them:\n  {_for_real(args)}")
+            return 0
+        return _drop_all(conn, args.schema, old)
+
+
+def _drop_all(conn: psycopg.Connection[Any], schema: str, old: Sequence[partitions.Partition]) -> int:
+    """Drop each by itself: one that is in use keeps no other, unless PostgreSQL says so."""
+    failed = 0
+    print()
+    for part in old:
+        try:
+            partitions.drop(conn, schema, part)
+        except psycopg.Error as error:
+            failed += 1
+            in_use = isinstance(error, psycopg.errors.LockNotAvailable)
+            why = "an open transaction still uses it" if in_use else common.reason(error)
+            print(f"not dropped: {part.name}: {why}", file=sys.stderr)
+            if conn.closed:
+                return 1
+            if any(one.state == "pending" for one in partitions.listed(conn, schema)):
+                # PostgreSQL has one pending DETACH a table: each of the others would fail now.
+                print(
+                    "nothing else can be dropped before it; run the same again, it goes on from there", file=sys.stderr
+                )
+                return 1
+        else:
+            print(f"dropped {part.name}")
+    return 1 if failed else 0
+
+
+def _table(parts: Sequence[partitions.Partition]) -> str:
+    rows = [("partition", "from (UTC)", "to (UTC)", "rows", "size", "")]
+    for part in parts:
+        state = "" if part.state == "attached" else "dropping it was interrupted"
+        rows.append((part.name, _minute(part.lower), _minute(part.upper), f"~{part.rows:,}", _size(part.size), state))
+    total, size = sum(part.rows for part in parts), sum(part.size for part in parts)
+    rows.append((f"{len(parts)} in all", "", "", f"~{total:,}", _size(size), ""))
+    widths = [max(len(row[i]) for row in rows) for i in range(6)]
+    lines = []
+    for row in rows:
+        left = [cell.ljust(width) for cell, width in zip(row[:3], widths[:3], strict=True)]
+        right = [cell.rjust(width) for cell, width in zip(row[3:5], widths[3:5], strict=True)]
+        lines.append("  ".join([*left, *right, row[5]]).rstrip())
+    return "\n".join(lines)
+
+
+def _for_real(args: argparse.Namespace) -> str:
+    """Return the command to run, without the DSN: it may hold a password."""
+    minutes = int(args.keep.total_seconds()) // 60
+    keep = f"{minutes // 1440}d" if minutes % 1440 == 0 else f"{minutes}m"
+    schema = [] if args.schema == "logsluice" else ["--schema", args.schema]
+    dsn = " --dsn ..." if args.dsn is not None else ""
+    return shlex.join(["logsluice", "prune", "--keep", keep, *schema, "--yes"]) + dsn
+
+
+def _minute(moment: datetime | None) -> str:
+    return "the beginning" if moment is None else moment.strftime("%Y-%m-%d %H:%M")
+
+
+def _size(size: float) -> str:
+    """Return bytes as people read them, in binary units."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if size < 1024:
+            return f"{size:.0f} {unit}"
+        size /= 1024
+    return f"{size:.1f} TiB"

@@ -1,0 +1,153 @@
+"""`logsluice migrate`, and what it shares with the other commands: where to connect, and no secret in any output."""
+
+import argparse
+import os
+
+import psycopg
+import pytest
+from psycopg.conninfo import conninfo_to_dict
+
+from logsluice import schema
+from logsluice.cli import common, migrate
+from logsluice.errors import ConfigError, LogsluiceError
+
+
+def logsluice(*argv):
+    parser = argparse.ArgumentParser(prog="logsluice")
+    migrate.register(parser.add_subparsers(required=True))
+    args = parser.parse_args(argv)
+    return args.run(args)
+
+
+def connect(dsn):
+    return psycopg.connect(dsn, autocommit=True)
+
+
+@pytest.fixture(autouse=True)
+def no_environment(monkeypatch):
+    for name in [name for name in os.environ if name.startswith("PG") or name == "LOGSLUICE_DSN"]:
+        monkeypatch.delenv(name)
+
+
+def test_it_makes_the_tables_and_says_where_and_as_whom(empty_dsn, capsys):
+    assert logsluice("migrate", "--dsn", empty_dsn) == 0
+    out = capsys.readouterr().out
+    given = conninfo_to_dict(empty_dsn)
+    assert f'schema "logsluice" in database "{given["dbname"]}" as "{given["user"]}": applied 0001_schema\n' in out
+    with connect(empty_dsn) as conn:
+        assert schema.missing(conn) == []
+        conn.execute("INSERT INTO logsluice.logs (ts, level, stream, seq) VALUES (now(), 20, 1, 1)")
+        made = (
+            "SELECT inhrelid::regclass::text FROM pg_inherits WHERE inhparent = 'logsluice.logs'::regclass ORDER BY 1"
+        )
+        assert out.splitlines()[1] == "made " + ", ".join(row[0].split(".")[1] for row in conn.execute(made))
+    assert logsluice("migrate", "--dsn", empty_dsn) == 0
+    assert capsys.readouterr().out.endswith(": nothing to apply\n")
+
+
+def test_schema_and_partition_are_taken(empty_dsn, capsys):
+    assert logsluice("migrate", "--dsn", empty_dsn, "--schema", 'my "logs"', "--partition", "none") == 0
+    assert "made" not in capsys.readouterr().out
+    with connect(empty_dsn) as conn:
+        kind = "SELECT relkind::text FROM pg_class WHERE oid = %s::regclass"
+        assert conn.execute(kind, ['"my ""logs""".logs']).fetchone() == ("r",)
+
+
+def test_sql_is_printed_without_a_connection_and_does_the_same(empty_dsn, capsys, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(psycopg, "connect", lambda *_args, **_kwargs: pytest.fail("it connected"))
+        assert logsluice("migrate", "--sql", "--grant-to", "postgres") == 0
+    printed = capsys.readouterr().out
+    assert printed == schema.render(grant_to="postgres")
+    with connect(empty_dsn) as conn:
+        conn.execute(printed.replace('"postgres"', "CURRENT_USER"))
+        assert schema.missing(conn) == []
+
+
+def test_grants_are_printed_not_given(empty_dsn):
+    with pytest.raises(ConfigError, match="--sql"):
+        logsluice("migrate", "--dsn", empty_dsn, "--grant-to", "somebody")
+
+
+def test_a_role_that_may_not_is_told_who_may(empty_dsn):
+    with connect(empty_dsn) as conn:
+        name = f"nobody_{conn.info.dbname}"
+        conn.execute(f"CREATE ROLE {name}")
+        try:
+            with pytest.raises(LogsluiceError, match=r"permission denied for database .*migrate --sql") as seen:
+                logsluice("migrate", "--dsn", psycopg.conninfo.make_conninfo(empty_dsn, options=f"-c role={name}"))
+        finally:
+            conn.execute(f"DROP ROLE {name}")
+    assert "\n" not in str(seen.value)
+
+
+def test_an_error_of_the_server_is_one_line(empty_dsn):
+    with connect(empty_dsn) as conn:
+        conn.execute("CREATE SCHEMA logsluice; CREATE TABLE logsluice.logs (x text)")
+    with pytest.raises(LogsluiceError, match=r'relation "logs" already exists') as seen:
+        logsluice("migrate", "--dsn", empty_dsn)
+    assert "\n" not in str(seen.value)
+
+
+# Connecting
+
+
+def test_the_dsn_comes_from_the_argument_then_the_environment_then_libpq(empty_dsn, capsys, monkeypatch):
+    given = conninfo_to_dict(empty_dsn)
+    for name, key in {
+        "PGHOST": "host",
+        "PGPORT": "port",
+        "PGUSER": "user",
+        "PGPASSWORD": "password",
+        "PGDATABASE": "dbname",
+    }.items():
+        if given.get(key):
+            monkeypatch.setenv(name, str(given[key]))
+    assert logsluice("migrate") == 0
+    assert f'"{given["dbname"]}"' in capsys.readouterr().out
+    monkeypatch.setenv("LOGSLUICE_DSN", "host=/nowhere/at/all")
+    with pytest.raises(LogsluiceError, match="/nowhere/at/all"):
+        logsluice("migrate")
+    assert logsluice("migrate", "--dsn", empty_dsn) == 0
+
+
+def test_the_connection_commits_by_itself_and_says_who_it_is(empty_dsn):
+    args = argparse.Namespace(dsn=empty_dsn)
+    with common.connect(args) as conn:
+        assert conn.autocommit
+        assert conn.execute("SHOW application_name").fetchone() == ("logsluice",)
+    args = argparse.Namespace(dsn=psycopg.conninfo.make_conninfo(empty_dsn, application_name="mine"))
+    with common.connect(args) as conn:
+        assert conn.execute("SHOW application_name").fetchone() == ("mine",)
+
+
+SECRET = "hun=ter%2"
+
+
+@pytest.mark.parametrize(
+    "dsn",
+    [
+        f"host=127.0.0.1 port=1 user=u password={SECRET}",  # nobody listens
+        "postgresql://u:hun%3Dter%252@127.0.0.1:1/db",
+        f"host=127.0.0.1 port=1 user=u password={SECRET} connect_timeout={SECRET}",  # libpq quotes the odd value
+        f"postgresql://u:{SECRET}x@127.0.0.1:1/db",  # no percent code: libpq quotes what it cannot read
+        f"password = '{SECRET}",  # an open quote
+        f"{SECRET}",  # somebody pasted only that
+        f"host=127.0.0.1 {SECRET} {SECRET}",
+    ],
+)
+def test_no_password_in_any_error(dsn):
+    with pytest.raises(LogsluiceError) as seen:
+        logsluice("migrate", "--dsn", dsn)
+    assert SECRET not in str(seen.value)
+    assert "ter%2" not in str(seen.value)
+    assert "\n" not in str(seen.value)
+    assert seen.value.__suppress_context__
+
+
+def test_a_wrong_password_is_told_without_it(empty_dsn):
+    if not conninfo_to_dict(empty_dsn).get("password"):
+        pytest.fail("the test server asks for no password: this test would show nothing", pytrace=False)
+    with pytest.raises(LogsluiceError, match=r"cannot connect: .*authentication failed") as seen:
+        logsluice("migrate", "--dsn", psycopg.conninfo.make_conninfo(empty_dsn, password=SECRET))
+    assert SECRET not in str(seen.value)
