@@ -1,0 +1,59 @@
+"""The README against the code: what it promises in tables and snippets must be what is there."""
+
+import dataclasses
+import logging
+import re
+from pathlib import Path
+
+from logsluice.config import KIB, MIB, Settings
+
+README = (Path(__file__).parents[2] / "README.md").read_text()
+
+
+def shown(value):
+    if value is logging.WARNING:
+        return '`"WARNING"`'
+    if value is logging.ERROR:
+        return '`"ERROR"`'
+    if dataclasses.is_dataclass(value):
+        return "see `config.Limits`"
+    if type(value) is int and value % MIB == 0:
+        return f"{value // MIB} MiB"
+    if type(value) is int and value % KIB == 0:
+        return f"{value // KIB} KiB"
+    return f'`"{value}"`' if isinstance(value, str) else f"`{value}`"
+
+
+def test_options_table_is_the_settings():
+    """Every option is in the table with its default, in the order of the code, and nothing else is."""
+    rows = re.findall(r"^\| `(\w+)` \| (.+?) \| .+ \|$", README, re.MULTILINE)
+    settings = Settings()
+    expected = [(f.name, shown(getattr(settings, f.name))) for f in dataclasses.fields(Settings)]
+    assert expected == rows
+
+
+def test_limits_in_the_table_are_those_of_the_code():
+    limits = Settings().limits
+    row = next(line for line in README.splitlines() if line.startswith("| `limits`"))
+    for name, number in dataclasses.asdict(limits).items():
+        text = f"{number // KIB} KiB" if number % KIB == 0 else f"{number:,}"
+        assert f"{name} {text}" in row
+
+
+def test_dictconfig_snippets_are_accepted(monkeypatch):
+    """What people copy must configure; nothing connects, so any dsn does."""
+    import logging.config
+
+    from logsluice import PostgresHandler
+
+    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    full = next(block for block in blocks if "dictConfig" in block)
+    called = []
+    monkeypatch.setattr(logging.config, "dictConfig", called.append)
+    exec(full.split('\n\nlogging.getLogger("shop')[0], {})
+    options = called[0]["handlers"]["postgres"]
+    assert options.pop("class") == "logsluice.PostgresHandler"
+    PostgresHandler(**options)
+    mapped = eval("{" + next(block for block in blocks if "tbl_activity_logs" in block) + "}")["postgres"]
+    del mapped["class"]
+    assert PostgresHandler(**{**mapped, "dsn": ""})._targets["logs"].name == '"public"."tbl_activity_logs"'
