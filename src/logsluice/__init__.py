@@ -7,14 +7,16 @@ logsluice: Python logs into PostgreSQL. The map, in the order in which a record 
     intake.py      Intake(QueueHandler): prepare the frame, enqueue it        caller's thread
     buffer.py      Buffer: the segments that wait                             both; rules on top
     listener.py    Listener(QueueListener): the loop                          the listener's thread
-    delivery.py    verdicts on failures, back-off, breaker. Pure              the listener's thread
-    sinks/         the Sink protocol; postgres.py: one batch, one transaction
+    routes.py      one table's stream, and where its delivery stands          the listener's thread
+    sinks/         the Sink protocol; postgres.py: the transaction; link.py, failures.py
+    delivery.py    verdicts on failures, back-off, breaker. Pure
+    isolation.py   which rows a rejection names; notices.py: what is said on stderr
     lifecycle.py   fork and exit
     schema.py, partitions.py, columns.py    the tables that rows go to
     ---- ground ----
     accounting.py  redaction.py  context.py  config.py  diagnostics.py  errors.py
     ---- beside the path ----
-    devserver.py   an embedded PostgreSQL;  doctor.py;  cli/
+    devserver/     an embedded PostgreSQL;  doctor/;  cli/
 
 A record is one `logging.LogRecord`; its frame is the record as immutable bytes; a segment is a memory map that frames
 are appended to; a batch is a slice of a segment, sent in one transaction; the watermark is the position up to which a

@@ -240,39 +240,44 @@ class Intake(logging.handlers.QueueHandler):
         names = names[STANDARD_COUNT:]
         plan, id_plan = self._plans.get(names) or self._plan(names)
         d = record.__dict__
-        parts: list[str] = []
+        parts = [prefix + SCALARS[type(d[key])](d[key]) for key, prefix in plan]  # KeyError: nested or a subclass
+        bound = bound_values()
+        ids = NO_IDS
+        if bound or id_plan or self._ambient:
+            fragment, ids = self._ids(d, names, id_plan, bound or {})
+            parts = fragment + parts
+        process = record.processName
+        if process != "MainProcess" and process is not None:
+            parts.append(f'"processName": {SCALARS[type(process)](process)}')
+        if not parts:
+            return f"\t{ids}\t{NO_EXCEPTION}\t{NULL}\n"
+        attributes = ", ".join(parts)
+        if "\\" in attributes:
+            if "\\u0000" in attributes:
+                raise ValueError
+            attributes = attributes.replace("\\", "\\\\")
+        if len(parts) > self._items or ("://" in attributes and self._redactor.active):
+            raise ValueError
+        return f"\t{ids}\t{NO_EXCEPTION}\t{{{attributes}}}\n"
+
+    def _ids(
+        self, d: dict[str, Any], names: tuple[str, ...], id_plan: tuple[tuple[int, str], ...], bound: dict[str, Any]
+    ) -> tuple[list[str], str]:
+        """Return the JSON parts of bound values, and the id columns: extras before bound before other libraries'."""
         ids: list[Any] = NO_ID_VALUES.copy()
+        parts: list[str] = []
         if self._ambient:
             found = ambient_ids()
             ids = [found.get(column) for column in ID_COLUMNS]
-        bound = bound_values()
         if bound:
             if not bound.keys().isdisjoint(names):
                 raise ValueError  # an extra wins over a bound value of its name
-            fragment, bound_ids = self._bound(bound)
-            parts += fragment
+            parts, bound_ids = self._bound(bound)
             ids = [mine if mine is not None else other for mine, other in zip(bound_ids, ids, strict=True)]
-        for key, prefix in plan:
-            parts.append(prefix + SCALARS[type(d[key])](d[key]))  # KeyError: nested or a subclass
         for index, key in id_plan:
             if d[key] is not None:
                 ids[index] = d[key]
-        process = record.processName
-        if process is not None and process != "MainProcess":
-            parts.append(f'"processName": {SCALARS[type(process)](process)}')
-        if len(parts) > self._items:
-            raise ValueError
-        attributes = "{" + ", ".join(parts) + "}" if parts else NULL
-        if len(attributes) > len(NULL):
-            if "\\" in attributes:
-                if "\\u0000" in attributes:
-                    raise ValueError
-                attributes = attributes.replace("\\", "\\\\")
-            if self._redactor.active and "://" in attributes:
-                raise ValueError
-        if ids != NO_ID_VALUES:
-            return f"\t{self._id_texts(ids)}\t{NO_EXCEPTION}\t{attributes}\n"
-        return f"\t{NO_IDS}\t{NO_EXCEPTION}\t{attributes}\n"
+        return parts, NO_IDS if ids == NO_ID_VALUES else self._id_texts(ids)
 
     def _id_texts(self, ids: list[Any]) -> str:
         texts = []

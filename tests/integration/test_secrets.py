@@ -272,8 +272,6 @@ def test_a_batch_that_fails(shop, capfd, fault):
     failures = shop.await_failure()
     assert until(lambda: shop.failed() or shop.dead(), LIMIT)
     assert failures[0]["error"]
-    with capfd.disabled():
-        print(f"  {fault}: {failures[0]['error']}")
     found = leaks(observe(shop, capfd))
     assert not found, (failures, found)
 

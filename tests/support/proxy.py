@@ -95,6 +95,7 @@ class Connection:
                 self.server.sendall(data[:allowed])
                 if cut:
                     self.cut()
+                    return  # what the client had sent already could still be read, and would be counted
         except OSError:
             pass  # one side is gone: so is the other
         finally:
