@@ -70,7 +70,7 @@ COMMENT ON COLUMN :"schema".logs.thread IS 'Name of the thread.';
 COMMENT ON COLUMN :"schema".logs.task IS 'Name of the asyncio task.';
 COMMENT ON COLUMN :"schema".logs.exc_type IS 'Type of the exception, with its module.';
 COMMENT ON COLUMN :"schema".logs.exc_message IS 'Text of the exception.';
-COMMENT ON COLUMN :"schema".logs.exc_text IS 'Traceback with causes and groups, and the stack when one was asked for.';
+COMMENT ON COLUMN :"schema".logs.exc_text IS 'Traceback with causes and groups. A stack that was asked for is in attributes, key "stack_info".';
 COMMENT ON COLUMN :"schema".logs.template IS 'The message before its arguments were filled in: groups records of one call site.';
 COMMENT ON COLUMN :"schema".logs.attributes IS 'Everything else that was given with extra=; key "logsluice" tells what was changed on the way.';
 COMMENT ON COLUMN :"schema".logs.stream IS 'The stream the record came in by; with seq, its identity. No reference: stream rows are deleted earlier.';

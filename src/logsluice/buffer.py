@@ -30,6 +30,7 @@ import threading
 import time
 from collections import deque
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -131,12 +132,12 @@ class Batch:
         """The position behind the last byte: the watermark once this is stored."""
         return self.start + len(self.data)
 
-    @property
+    @cached_property  # a batch of 2 MiB is counted in a millisecond, and asked six times
     def rows(self) -> int:
         """How many frames there are, those set aside included."""
         return self.data.count(b"\n")
 
-    @property
+    @cached_property
     def markers(self) -> int:
         """How many rows of `logs` are drop markers: their seq is negative, and it stands first."""
         return self.data.count(b"\n-") + self.data.startswith(b"-")
@@ -183,7 +184,9 @@ class Buffer:
         # Shared: `next` on the counts is atomic, entries are made by setdefault.
         self._offered = Tally(1)
         self.next_seq = self._offered.add
-        self.drops: dict[tuple[str, int], Tally] = {}  # (reason, level) -> how many
+        errors = Tally()
+        self.drops: dict[tuple[str, int], Tally] = {("error", logging.NOTSET): errors}  # (reason, level) -> how many
+        self.lost = errors.add  # one C call, for callers that have no stack left for more
         self.closed = False  # set by close(); from then on records are dropped, counted as "closed"
         # (whether of a low level, called once when there is room again)
         self._waiting_writers: deque[tuple[bool, Callable[[], None]]] = deque()
@@ -213,7 +216,7 @@ class Buffer:
         low = level < self.keep_level
         deadline = None
         while True:
-            if self.closed:
+            if self.closed and not own:
                 return self._drop("closed", level)
             if not self._refuses(low):
                 segment = self._live()
@@ -225,7 +228,10 @@ class Buffer:
                         continue
                 else:
                     self._taken.add()
-                    self._aim()
+                    try:
+                        self._aim()
+                    except RecursionError:
+                        pass  # the frame is in, and must not be offered again; the next one aims
                     return True
             if own:
                 return False
@@ -319,15 +325,29 @@ class Buffer:
 
     def _wait_for_room(self, seconds: float, *, low: bool) -> bool:
         token: queue.SimpleQueue[None] = queue.SimpleQueue()
-        self._waiting_writers.append((low, lambda: token.put(None)))
+
+        def room() -> None:
+            token.put(None)
+
+        self._waiting_writers.append((low, room))
         if not self._refuses(low):  # room came between the look and the registration
             return True
         self._wake()
         try:
             token.get(timeout=seconds)
         except queue.Empty:
+            self.forget(room)
             return False
         return True
+
+    def forget(self, call: Callable[[], None]) -> None:
+        """Take back what was to be called when there is room; in an outage those that gave up must not pile up."""
+        for entry in list(self._waiting_writers):
+            if entry[1] is call:
+                try:
+                    self._waiting_writers.remove(entry)
+                except (ValueError, IndexError):
+                    pass  # the listener has it in hand
 
     def when_room(self, call: Callable[[], None]) -> bool:
         """Return True if there is room; else keep `call` and call it once, from the listener, when there may be."""
@@ -358,7 +378,7 @@ class Buffer:
 
     def dropped(self) -> dict[tuple[str, int], int]:
         """How many records were not taken in, by reason and level."""
-        return {key: tally.value for key, tally in list(self.drops.items())}
+        return {key: value for key, tally in list(self.drops.items()) if (value := tally.value)}
 
     def rows_waiting(self) -> int:
         """Records accepted and not settled, those inside their logging call included."""

@@ -51,6 +51,7 @@ class Failure:
     timed_out: bool = False
     constraint: str | None = None
     line: int | None = None  # the row of the COPY that the server named, from 1
+    sent_from: int = 0  # position of the first row that was sent: an earlier COMMIT may have stored those before it
     key: tuple[str, ...] = field(default=(), repr=False)  # columns that the server's DETAIL named
     value: tuple[str, ...] = field(default=(), repr=False)  # and the values in them
     hint: str = ""  # what to do, for example the exact GRANT

@@ -8,6 +8,7 @@ that nobody starts.
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import queue
@@ -23,7 +24,7 @@ from logsluice.columns import target_from
 from logsluice.config import Settings, settings_from
 from logsluice.diagnostics import Diagnostics
 from logsluice.errors import ConfigError
-from logsluice.intake import Intake
+from logsluice.intake import CountedError, Intake
 from logsluice.listener import Listener
 from logsluice.redaction import Redactor
 from logsluice.routes import Route
@@ -70,7 +71,7 @@ class PostgresHandler(logging.Handler):
     def handle(self, record: logging.LogRecord) -> bool:
         """Filter a record and hand it to the intake. Any thread; takes no lock; never raises."""
         # Not for our driver's records: a filter that chokes on them would break the connection that they are about.
-        if self.filters and getattr(record, "thread", None) not in lifecycle.OWN_THREADS:
+        if self.filters and not lifecycle.on_own_thread():
             passed: Any = self.filter(record)
             if not passed:
                 return False
@@ -79,8 +80,10 @@ class PostgresHandler(logging.Handler):
         frame = None
         try:
             if record.process != self._pid and os.getpid() != self._pid:
-                self.renew()  # a fork that ran no Python hooks
-            if record.thread not in lifecycle.OWN_THREADS:  # else our driver's: a batch would make a record
+                lifecycle.forked()  # without Python's hooks
+            # Our driver's, else a batch would make a record. Both must fit: a record of another process, taken in by a
+            # cookbook QueueListener here, may carry the same number of thread.
+            if record.thread not in lifecycle.OWN_THREADS or not lifecycle.on_own_thread():
                 intake = (self._pair or self._open())[0]
                 frame = intake.prepare(record)
             if frame is None:
@@ -88,25 +91,31 @@ class PostgresHandler(logging.Handler):
                 return False
             intake.enqueue(frame, record.levelno)
         except Exception as error:
-            self._odd(frame, error)
+            # Only C calls until all is counted: the stack may be full, and a call of ours would fail like the last one.
+            if frame is not None:  # it has its number; its level was missing, or there was no stack left
+                try:
+                    intake.buffer.append(frame)
+                except Exception:
+                    intake.buffer.lost()
+            elif self._pair is not None and type(error) is not CountedError:
+                self._pair[0].next_seq()
+                self._pair[0].buffer.lost()
+            try:
+                self._odd(error)
+            except RecursionError:
+                pass
         return True
 
     def emit(self, record: logging.LogRecord) -> None:
         """As `handle`, for callers that go round it."""
         self.handle(record)
 
-    def _odd(self, frame: bytes | None, error: Exception) -> None:
-        """Take in a record that lacks what every record has, or count it. Never raises."""
+    def _odd(self, error: Exception) -> None:
+        """Say that a record lacked what every record has. Never raises."""
         try:
-            intake = (self._pair or self._open())[0]
-            if frame is not None:
-                intake.enqueue(frame, logging.NOTSET)  # its level was missing
-                return
-            intake.next_seq()
-            intake.buffer.drop("error", logging.NOTSET)
-        except Exception as second:
-            error = second  # no memory for a segment, for example
-        self.diagnostics.say("odd", f"a record could not be taken in: {type(error).__name__}")
+            self.diagnostics.say("odd", f"a record could not be taken in as it is: {type(error).__name__}")
+        except Exception:
+            pass  # too deep in a recursion even to say so
 
     # --- the pair, made with the first record of a process --------------------------------------------------------
 
@@ -114,14 +123,27 @@ class PostgresHandler(logging.Handler):
         """Make buffers and listener, and start the thread. Two first records at once: the loser's pair is dropped."""
         pair: tuple[Intake, Listener] = self.__dict__.setdefault("_made", self._make())
         self._pair = pair
+        if self._ended:  # looked at after `_pair` is set: a close() before that has not seen these buffers
+            for route in pair[1].routes:
+                route.buffer.close()
+        else:
+            self._start(pair[1])
+            lifecycle.close_at_end_of_child(self)
+        return pair
+
+    def _start(self, listener: Listener) -> None:
+        """Start the thread; where it cannot be, try again with each full segment and each flush."""
         try:
-            if not self._ended:
-                pair[1].start()
+            listener.start()
         except RuntimeError as error:
             self.diagnostics.say(
-                "thread", f"the listener's thread cannot be started ({error}); records wait for close()"
+                "thread", f"the listener's thread cannot be started ({error}); records wait, it is tried again"
             )
-        return pair
+
+    def _wake(self, listener: Listener) -> None:
+        if not listener.started and not self._ended:
+            self._start(listener)
+        listener.hurry()
 
     def _make(self) -> tuple[Intake, Listener]:
         settings = self._settings
@@ -137,7 +159,7 @@ class PostgresHandler(logging.Handler):
                 keep_level=settings.keep_level,
                 when_full=settings.when_full,
                 block_timeout=settings.block_timeout,
-                wake=listener.hurry,
+                wake=functools.partial(self._wake, listener),
             )
             rules = Rules(
                 settings.limits,
@@ -148,8 +170,6 @@ class PostgresHandler(logging.Handler):
                 self._now,
             )
             intake = Intake(tokens, buffer, target, settings, rules)
-            if self._ended:
-                buffer.close()
             route = Route(
                 name, buffer, intake, target, sinks(target, stream), listener.new_breaker(), settings.batch_bytes,
                 storing_since=time.monotonic(),
@@ -221,14 +241,23 @@ class PostgresHandler(logging.Handler):
         seconds = self._settings.shutdown_timeout if timeout is None else timeout
         end = lifecycle.exit_deadline(seconds) if timeout is None else time.monotonic() + seconds
         token: queue.SimpleQueue[None] = queue.SimpleQueue()
-        if listener.when_settled(lambda: token.put(None)):
+
+        def settled() -> None:
+            token.put(None)
+
+        if listener.when_settled(settled):
             return True
-        if lifecycle.holds_logging_lock() or _on_own_thread() or not listener.started:
-            return False
+        self._wake(listener)
+        if lifecycle.exiting():
+            listener.probe()  # else the wait for a back-off would use up the time of exit, and nothing be tried
         try:
+            if lifecycle.holds_logging_lock() or lifecycle.on_own_thread() or not listener.started:
+                return False
             token.get(timeout=max(0.0, end - time.monotonic()))
         except queue.Empty:
             return False
+        finally:
+            listener.forget(settled)
         return True
 
     def close(self) -> None:
@@ -248,7 +277,7 @@ class PostgresHandler(logging.Handler):
             route.buffer.close()
         deadline = lifecycle.exit_deadline(self._settings.shutdown_timeout)
         listener.finish(deadline)
-        if lifecycle.holds_logging_lock() or _on_own_thread():
+        if lifecycle.holds_logging_lock() or lifecycle.on_own_thread():
             lifecycle.drain_later(listener)
         elif listener.started:
             # Half a second more: the listener itself ends at the deadline, and should be heard saying what it left.
@@ -288,6 +317,9 @@ class PostgresHandler(logging.Handler):
                 await asyncio.wait_for(room.wait(), None if end is None else max(0.0, end - time.monotonic()))
             except asyncio.TimeoutError:
                 return False
+            finally:
+                for route in full:
+                    route.buffer.forget(wake)
 
     def stats(self) -> Stats:
         """Return one consistent snapshot; the law in accounting.py holds for it. Does not block."""
@@ -349,12 +381,6 @@ def _threadsafe(loop: asyncio.AbstractEventLoop, event: asyncio.Event) -> Callab
             pass  # the loop is closed: nobody waits any more
 
     return wake
-
-
-def _on_own_thread() -> bool:
-    import threading  # noqa: PLC0415
-
-    return threading.get_ident() in lifecycle.OWN_THREADS
 
 
 def _check_dsn(settings: Settings) -> None:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import dataclasses
 import logging
 import logging.handlers
-import os
 import sys
 from json.encoder import encode_basestring
 from logging import LogRecord
@@ -95,6 +94,10 @@ class _OwnRecord(Exception):  # noqa: N818 - no error: a turn off the quick way
     """A record of our own namespace: stored, it would make a batch that makes a record."""
 
 
+class CountedError(Exception):
+    """A record that got its number and could not be encoded in any way; it is counted as dropped already."""
+
+
 class Intake(logging.handlers.QueueHandler):
     """One route's entry. Any thread."""
 
@@ -104,7 +107,6 @@ class Intake(logging.handlers.QueueHandler):
         super().__init__(tokens)  # a SimpleQueue: its put is re-entrant, a signal handler may log
         _forget(self)
         self.buffer = buffer
-        self.pid = os.getpid()
         self.wake_level = settings.flush_level  # lowered by the listener while it sleeps; see Listener._sleep
         self.urgent = False  # set here, cleared by the listener: do not linger
         self._flush_level = settings.flush_level
@@ -126,7 +128,7 @@ class Intake(logging.handlers.QueueHandler):
         self._modules = -1  # how many modules were loaded when we last looked for other libraries' ids
         self._ambient = False
         self._running_loop: Callable[[], Any] | None = None
-        self.sanitized = self._marked = 0  # records changed; a lost update under threads is accepted for this figure
+        self.sanitized = 0  # records changed; a lost update under threads is accepted for this figure
         self.put = tokens.put
         self.no_token = tokens.empty
         self.next_seq = buffer.next_seq
@@ -216,8 +218,11 @@ class Intake(logging.handlers.QueueHandler):
         if level >= self.wake_level:
             if level >= self._flush_level:
                 self.urgent = True
-            if self.no_token():
-                self.put(None)
+            try:
+                if self.no_token():
+                    self.put(None)
+            except Exception:
+                pass  # no memory for a token: the frame is in, and must not be offered again
 
     def mark(self, dropped: int, reasons: str, since: float, until: float) -> bool:
         """Append the row that says what was dropped; False if there is no room even for that. Listener only."""
@@ -392,7 +397,11 @@ class Intake(logging.handlers.QueueHandler):
         try:
             captured, frame = self._within_limit(record, seq)
         except Exception as error:  # it cannot be read at all: its place is kept, with nothing that may be secret
-            captured, frame = self._within_limit(_stand_in(record, error), seq)
+            try:
+                captured, frame = self._within_limit(_stand_in(record, error), seq)
+            except Exception as second:  # not even that: too deep in a recursion, or no memory
+                self.buffer.lost()
+                raise CountedError from second
         if captured.marks.sanitized:
             self.sanitized += 1
         return frame

@@ -41,7 +41,8 @@ def is_storm(route: Route, batch: Batch) -> bool:
 
 def set_aside(route: Route, batch: Batch, failure: Failure) -> None:
     """Take out the rows that the server named, or send less until it has named one."""
-    rows = [(at, line) for at, line in batch.lines() if at not in batch.aside]
+    # Of what was sent: the server counts from there, and what an earlier COMMIT stored is not to be blamed.
+    rows = [(at, line) for at, line in batch.lines() if at >= failure.sent_from and at not in batch.aside]
     named = named_rows(rows, failure, route.target.columns)
     if not named and len(rows) == 1:
         named = [rows[0][0]]

@@ -12,6 +12,7 @@ from __future__ import annotations
 import atexit
 import logging
 import os
+import sys
 import threading
 import time
 import weakref
@@ -28,6 +29,8 @@ _parked: list[Any] = []  # inherited by a fork: kept for ever, since closing wou
 _exit_deadline: float | None = None
 _exiting = False
 _registered = False
+_renewing: dict[int, object] = {}  # pid -> who renews; setdefault elects
+_renewed: set[int] = set()
 
 
 def register(handler: Any) -> None:
@@ -46,6 +49,43 @@ def holds_logging_lock() -> bool:
     return bool(owned()) if owned is not None else False
 
 
+def on_own_thread() -> bool:
+    """Whether the caller is a listener."""
+    return threading.get_ident() in OWN_THREADS
+
+
+def exiting() -> bool:
+    """Whether the interpreter is on its way out."""
+    return _exiting or not threading.main_thread().is_alive()
+
+
+def forked() -> None:
+    """Renew everything after a fork that ran no Python hooks (uWSGI's default), once for all threads of the child."""
+    pid, me = os.getpid(), object()
+    if _renewing.setdefault(pid, me) is me:
+        _in_child()
+        _renewed.add(pid)
+    # A thread that went on would append to what its parent's listener will never send. Seconds; one at most.
+    for _ in range(1000):
+        if pid in _renewed:
+            return
+        threading.Event().wait(0.001)
+
+
+def close_at_end_of_child(handler: Any) -> None:
+    """Have a `multiprocessing` child close the handler: it leaves by `os._exit`, which runs no exit handlers."""
+    util = sys.modules.get("multiprocessing.util")
+    process = sys.modules.get("multiprocessing.process")
+    if util is not None and process is not None and process.parent_process() is not None:
+        util.Finalize(None, _close, args=(weakref.ref(handler),), exitpriority=0)
+
+
+def _close(reference: weakref.ref[Any]) -> None:
+    handler = reference()
+    if handler is not None:
+        handler.close()
+
+
 def drain_later(listener: Listener) -> None:
     """Remember a listener that could not be waited for; at exit it is."""
     _draining[:] = [one for one in _draining if not one.done.is_set()]
@@ -57,7 +97,7 @@ def exit_deadline(seconds: float) -> float:
     global _exit_deadline
     deadline = time.monotonic() + seconds
     # logging.shutdown runs after the main thread has been told to end, before daemon threads are frozen.
-    if not (_exiting or not threading.main_thread().is_alive()):
+    if not exiting():
         return deadline
     _exit_deadline = deadline if _exit_deadline is None else min(_exit_deadline, deadline)
     return _exit_deadline

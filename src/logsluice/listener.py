@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from logsluice.diagnostics import Diagnostics
     from logsluice.routes import Route
 
-NEVER = 10**9  # above every level: no append wakes the listener
 LOOK = 10.0  # seconds at most between two looks at the clock while records wait, so that STUCK is seen in time
 
 
@@ -50,6 +49,7 @@ class Listener(logging.handlers.QueueListener):
         self._urgent = False  # set by any thread, cleared by the listener: do not linger
         self._deadline: float | None = None  # monotonic; set by `finish`: be done by then
         self._last_lap = False  # listener only: `finish` was seen
+        self._probe = False  # set by any thread, cleared by the listener: attempt now
         self._start_once: dict[str, object] = {}  # setdefault elects the one that starts the thread
         self._waiters: deque[tuple[dict[str, int], Callable[[], None]]] = deque()  # flush: (positions, call)
         # Around connecting, for all routes; each route has its own for its table.
@@ -88,6 +88,20 @@ class Listener(logging.handlers.QueueListener):
         if self._tokens.empty():
             self._tokens.put(None)
 
+    def probe(self) -> None:
+        """Try once more now, whatever the back-off said."""
+        self._probe = True
+        self.hurry()
+
+    def forget(self, call: Callable[[], None]) -> None:
+        """Take back what `when_settled` was asked to call; waiters that gave up must not pile up in an outage."""
+        for entry in list(self._waiters):
+            if entry[1] is call:
+                try:
+                    self._waiters.remove(entry)
+                except (ValueError, IndexError):
+                    pass  # the listener has it in hand, and will call into nothing
+
     def finish(self, deadline: float) -> None:
         """Tell the listener to drain until this monotonic time and end. Does not wait."""
         self._deadline = deadline if self._deadline is None else min(deadline, self._deadline)
@@ -125,16 +139,18 @@ class Listener(logging.handlers.QueueListener):
                 try:
                     self._wait()
                     self._sweep()
-                except Exception as error:
+                except BaseException as error:  # a SystemExit thrown into this thread is no reason either
                     # A mistake of ours must not end the thread: the records would wait for ever, unsaid.
                     self.diagnostics.say(
                         "internal", f"internal error, delivery goes on: {type(error).__name__}: {error}"
                     )
                     self._fail_all(Failure(f"internal error: {type(error).__name__}"))
         finally:
-            self.drain_here()
-            lifecycle.OWN_THREADS.discard(me)
-            self.done.set()
+            try:
+                self.drain_here()
+            finally:
+                lifecycle.OWN_THREADS.discard(me)
+                self.done.set()
 
     def drain_here(self) -> None:
         """Settle the end on the calling thread: count what is left as abandoned, close the sinks."""
@@ -178,8 +194,9 @@ class Listener(logging.handlers.QueueListener):
             if route.intake.urgent:
                 route.intake.urgent = False
                 urgent = True
-        if self._deadline is not None and not self._last_lap:
-            self._last_lap = urgent = True
+        if self._probe or (self._deadline is not None and not self._last_lap):
+            self._last_lap = self._deadline is not None
+            self._probe, urgent = False, True
             for breaker in (self.breaker, *(route.breaker for route in self.routes)):
                 breaker.backoff.reset()
                 breaker.open_until = 0.0  # the end is near: one attempt at once, whatever the back-off said
@@ -286,7 +303,6 @@ class Listener(logging.handlers.QueueListener):
         since = route.waiting_since()
         markers = route.markers(batch)
         rows = batch.rows
-        self._settle(route, batch)
         totals = self.ledger.totals
         self.ledger.totals = totals._replace(
             stored=totals.stored + rows - dead - markers,
@@ -295,6 +311,7 @@ class Listener(logging.handlers.QueueListener):
             batches=totals.batches + 1,
             last_stored_at=time.time(),
         )
+        self._settle(route, batch)  # after the totals: it tells `flush`, whose caller may ask `stats` at once
         if rows > dead:
             route.streak = 0
         route.retries = 0
@@ -369,8 +386,8 @@ class Listener(logging.handlers.QueueListener):
         limit = self.settings.retry_limit
         if limit is not None and route.retries > limit and (verdict is not Verdict.SHRINK or batch.rows == 1):
             records = batch.rows - route.markers(batch)
-            self._settle(route, batch)
             self.ledger.totals = self.ledger.totals.abandon("retry_limit", records)
+            self._settle(route, batch)
             self.diagnostics.say("abandoned", f"{records} records given up after {limit} retries (retry_limit)")
             route.retries = 0
 

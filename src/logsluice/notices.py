@@ -80,12 +80,9 @@ class Notices:
                 "dropped", f"{total} records dropped so far: {reasons}; see when_full, capacity_bytes"
             )
             return
-        if route.target.sources is not None or route.intake.mark(
-            total, reasons, since, now
-        ):  # no rows of ours in theirs
-            self._diagnostics.say(
-                "dropped-over", f"{total} records were dropped: {reasons}; see when_full, capacity_bytes"
-            )
+        self._diagnostics.say("dropped-over", f"{total} records were dropped: {reasons}; see when_full, capacity_bytes")
+        # No rows of ours in a user's table.
+        if route.target.sources is not None or route.intake.mark(total, reasons, since, now):
             reported.update(drops)
             del self._dropping_since[route.name]
             route.buffer.dropping_since = None

@@ -1,5 +1,5 @@
 """
-A sink takes batches to where they are stored. Rules, held for every sink by tests/conformance.py:
+A sink takes batches to where they are stored. Rules:
 
 1. One thread calls it, the listener's; `close` may come from another after that thread has ended.
 2. `write` returns only when every row of the batch is stored, dead-lettered, or known to have been before.

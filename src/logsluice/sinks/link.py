@@ -106,7 +106,8 @@ class Link:
             parameters = conninfo.conninfo_to_dict(dsn)
         except ConfigError as error:
             raise SinkError(Failure(str(error), "28000", connecting=True)) from None
-        except Exception as error:  # a callable that fails, a dsn that libpq cannot read: its text may quote the secret
+        except BaseException as error:  # a callable that fails (or exits), a dsn that libpq cannot read
+            # Its text is not shown: it may quote the secret.
             raise SinkError(
                 Failure(f"the dsn could not be read ({type(error).__name__})", "28000", connecting=True)
             ) from None

@@ -48,6 +48,7 @@ class PostgresSink:
     target: Target
     stream: int
     known_base: bool = False  # the stream's row was seen: its absence later is no beginning
+    sent_from: int = 0  # position of the first row of the last attempt
 
     @property
     def connected(self) -> bool:
@@ -104,12 +105,14 @@ class PostgresSink:
     # --- the transaction ----------------------------------------------------------------------------------------
 
     def _transaction(self, conn: LimitedConnection, batch: Batch, counts: Counts) -> Outcome:
+        self.sent_from = batch.start
         watermark = self._lock_watermark(conn, batch.start)
         outcome = Outcome(batch.rows - len(batch.aside), len(batch.aside), known=watermark >= batch.end)
         if outcome.known:
             conn.execute("COMMIT")
             return outcome
         rest = batch if watermark <= batch.start else batch.after(watermark)
+        self.sent_from = rest.start
         rows = b"".join(line for at, line in rest.lines() if at not in rest.aside) if rest.aside else rest.data
         if rows:
             self._copy(conn, rows)
@@ -235,7 +238,7 @@ class PostgresSink:
 
     def _recover(self, conn: LimitedConnection, error: SinkError) -> None:
         """Return if the batch may be sent again at once; else leave no transaction open and raise the error."""
-        failure = error.failure
+        failure = error.failure = dataclasses.replace(error.failure, sent_from=self.sent_from)
         if not conn.closed and conn.info.transaction_status != pq.TransactionStatus.IDLE:
             try:
                 conn.execute("ROLLBACK")
