@@ -138,7 +138,7 @@ def test_many_threads_lose_nothing_double_nothing_and_keep_their_order(monkeypat
 
     with Taker(buffer) as taker:
         run(*(lambda me=me: write(me) for me in range(threads)))
-    assert not buffer.drops
+    assert not buffer.dropped()
     by_thread = {me: [] for me in range(threads)}
     for frame in taker.frames:
         me, n, fill = frame.split(b" ")
@@ -191,7 +191,7 @@ def test_a_record_logged_inside_any_line_of_the_slow_path_is_kept(small):
             outer.append(b"outer %d %s" % (n, b"x" * 200))
             log(buffer, outer[-1] + b"\n")
     assert len(lines) > 300
-    assert not buffer.drops
+    assert not buffer.dropped()
     frames = drain(buffer)
     assert [frame for frame in frames if frame.startswith(b"outer")] == outer
     assert [frame for frame in frames if frame.startswith(b"inner")] == inner
@@ -221,7 +221,7 @@ def test_whole_segments_rolled_and_settled_inside_any_line_of_the_slow_path(smal
         assert lines
         got.extend(drain(buffer))
         assert sorted(got) == sorted(expected), only
-        assert not buffer.drops
+        assert not buffer.dropped()
         law(buffer, len(expected))
         return len(lines)
 
@@ -258,7 +258,7 @@ def test_a_signal_handler_that_logs_while_segments_roll(small):
     assert len(inner) >= 2000
     assert [int(f.split()[1]) for f in taker.frames if f.startswith(b"outer")] == list(range(outer))
     assert sorted(int(f.split()[1]) for f in taker.frames if f.startswith(b"inner")) == list(range(len(inner)))
-    assert not buffer.drops
+    assert not buffer.dropped()
     law(buffer, outer + len(inner))
 
 
@@ -698,7 +698,7 @@ def test_block_ends_as_soon_as_there_is_room():
     assert time.monotonic() - began < LIMIT / 2
     got += drain(buffer)
     assert sorted(f for f in got if f.startswith(b"late")) == [b"late %d" % n for n in range(5)]
-    assert not buffer.drops
+    assert not buffer.dropped()
 
 
 def test_a_blocked_writer_does_not_keep_the_listener_awake():
