@@ -119,17 +119,13 @@ class Breaker:
 
     backoff: Backoff
     open_until: float = 0.0
-    probing: bool = False
     failing_since: float | None = None
 
     def allows(self, now: float) -> bool:
         """Whether an attempt may be made; while one probe is out its result decides."""
         if self.failing_since is None:
             return True
-        if now < self.open_until:
-            return False
-        self.probing = True
-        return True
+        return now >= self.open_until
 
     def failed(self, now: float, *, slowly: bool = False) -> float:
         """Open for the back-off, or for the longest one if `slowly`; return the seconds."""
@@ -137,7 +133,6 @@ class Breaker:
         if self.failing_since is None:
             self.failing_since = now
         self.open_until = now + seconds
-        self.probing = False
         return seconds
 
     def succeeded(self) -> None:
@@ -145,10 +140,9 @@ class Breaker:
         self.backoff.reset()
         self.failing_since = None
         self.open_until = 0.0
-        self.probing = False
 
     def state(self, now: float) -> str:
         """Return "closed", "open" or "half_open"."""
         if self.failing_since is None:
             return "closed"
-        return "half_open" if self.probing or now >= self.open_until else "open"
+        return "half_open" if now >= self.open_until else "open"

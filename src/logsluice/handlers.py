@@ -141,7 +141,8 @@ class PostgresHandler(logging.Handler):
             )
 
     def _wake(self, listener: Listener) -> None:
-        if not listener.started and not self._ended:
+        # At exit no thread is started: `close` drains on the caller's.
+        if not listener.started and not self._ended and not lifecycle.exiting():
             self._start(listener)
         listener.hurry()
 

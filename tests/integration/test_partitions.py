@@ -2,7 +2,6 @@
 
 import itertools
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from datetime import timedelta, timezone
 
 import psycopg
@@ -12,6 +11,7 @@ from logsluice import partitions, schema
 from logsluice.errors import ConfigError, LogsluiceError
 from logsluice.partitions import drop, ensure, ensure_at, expired, listed, moment_of
 from support.processes import until
+from support.servers import acting_as
 
 LIMIT = 20  # seconds: a net below waits that end in milliseconds
 DAY = timedelta(days=1)
@@ -46,15 +46,6 @@ def writer(conn):
     conn.execute(f"GRANT {EXECUTE} TO {name}")
     yield name
     conn.execute(f"RESET ROLE; DROP OWNED BY {name} CASCADE; DROP ROLE {name}")
-
-
-@contextmanager
-def acting_as(conn, name):
-    conn.execute(f"SET ROLE {name}")
-    try:
-        yield
-    finally:
-        conn.execute("RESET ROLE")
 
 
 @pytest.fixture

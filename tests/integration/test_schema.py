@@ -15,6 +15,7 @@ from logsluice.columns import quote
 from logsluice.devserver import programs
 from logsluice.schema import Missing
 from support.processes import until
+from support.servers import acting_as
 
 LIMIT = 20  # seconds: a net below waits that end in milliseconds
 SIGNATURE = "make_partitions(timestamptz, timestamptz, text, text)"
@@ -56,15 +57,6 @@ def role(conn, name, *grants):
         conn.execute(f"REASSIGN OWNED BY {name} TO CURRENT_USER")
         conn.execute(f"DROP OWNED BY {name}")
         conn.execute(f"DROP ROLE {name}")
-
-
-@contextmanager
-def acting_as(conn, name):
-    conn.execute(f"SET ROLE {name}")
-    try:
-        yield
-    finally:
-        conn.execute("RESET ROLE")
 
 
 def structure(conn, name="logsluice"):

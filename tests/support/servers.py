@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+from contextlib import contextmanager
 from pathlib import Path
 
 import psycopg
@@ -55,3 +56,13 @@ def create_database(conn, template="template1"):
 def drop_database(conn, name):
     """Drop it, whoever is still connected."""
     conn.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name)))
+
+
+@contextmanager
+def acting_as(conn, name):
+    """Do what follows with the rights of this role."""
+    conn.execute(f"SET ROLE {name}")
+    try:
+        yield
+    finally:
+        conn.execute("RESET ROLE")
