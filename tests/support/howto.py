@@ -1,0 +1,108 @@
+"""
+The pages of docs/howto as programs: what a page says is what runs.
+
+A fenced block whose info string holds `title="app.py"` is that file. A `console` block holds the commands, each on a
+line that starts with "$ ". A test lays the files out in a folder, and starts the page's own command line there.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import psycopg
+
+PAGES = Path(__file__).parents[2] / "docs" / "howto"
+BLOCK = re.compile(r"^```(\w+)([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+TITLE = re.compile(r'title="([^"]+)"')
+STOP_SECONDS = 30  # more than any server's own grace period in these pages
+
+
+class Page:
+    """One page: its files by name, its commands in order."""
+
+    def __init__(self, name):
+        self.files: dict[str, str] = {}
+        self.commands: list[str] = []
+        for language, rest, text in BLOCK.findall((PAGES / f"{name}.md").read_text(encoding="utf-8")):
+            if title := TITLE.search(rest):
+                assert title[1] not in self.files, f"{name}.md shows {title[1]} twice"
+                self.files[title[1]] = text
+            elif language == "console":
+                self.commands += [line[2:] for line in text.splitlines() if line.startswith("$ ")]
+
+    def lay_out(self, folder):
+        """Write the page's files into a folder."""
+        for name, text in self.files.items():
+            path = folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text, encoding="utf-8")
+
+    def command(self, start):
+        """Return the one command that starts so."""
+        found = [command for command in self.commands if command.startswith(start)]
+        assert len(found) == 1, (start, self.commands)
+        return found[0]
+
+
+def free_port():
+    """Return a port of loopback that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def environment(**env):
+    """Return our environment with the interpreter's own programs (gunicorn, celery, ...) first in PATH."""
+    bin_folder = str(Path(sys.executable).parent)
+    return {**os.environ, "PATH": f"{bin_folder}{os.pathsep}{os.environ['PATH']}", "PYTHONFAULTHANDLER": "1", **env}
+
+
+class Service:
+    """A command that runs until it is told to stop; a context manager that leaves nothing of it behind."""
+
+    def __init__(self, command, folder, **env):
+        self.command = command
+        self.output_path = Path(folder) / f"output-{os.urandom(4).hex()}"
+        with self.output_path.open("wb") as output:
+            self.process = subprocess.Popen(
+                shlex.split(command), cwd=folder, env=environment(**env), stdin=subprocess.DEVNULL,
+                stdout=output, stderr=subprocess.STDOUT, start_new_session=True,
+            )  # fmt: skip
+
+    @property
+    def output(self):
+        """All that it has printed so far."""
+        return self.output_path.read_text(encoding="utf-8", errors="replace")
+
+    def stop(self, how=signal.SIGTERM):
+        """Send a signal to the main process and return its exit status."""
+        self.process.send_signal(how)
+        try:
+            return self.process.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            os.killpg(self.process.pid, signal.SIGABRT)  # faulthandler says where it hangs
+            self.process.wait(STOP_SECONDS)
+            raise AssertionError(f"{self.command} did not stop:\n{self.output}") from None
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_exception):
+        try:
+            os.killpg(self.process.pid, signal.SIGKILL)  # our own session: its workers too
+        except ProcessLookupError:
+            pass
+        self.process.wait()
+
+
+def rows(dsn, where="true"):
+    """Return the stored rows that fit, as dicts, in the order of their time."""
+    with psycopg.connect(dsn, row_factory=psycopg.rows.dict_row) as conn:
+        return conn.execute(f"SELECT * FROM logsluice.logs WHERE {where} ORDER BY ts, seq").fetchall()
