@@ -11,11 +11,12 @@ logsluice: Python logs into PostgreSQL. The map, in the order in which a record 
     sinks/         the Sink protocol; postgres.py: the transaction; link.py, failures.py
     delivery.py    verdicts on failures, back-off, breaker. Pure
     isolation.py   which rows a rejection names; notices.py: what is said on stderr
-    lifecycle.py   fork and exit
+    lifecycle.py   fork, exit, SIGTERM
     schema.py, partitions.py, columns.py    the tables that rows go to
     ---- ground ----
-    accounting.py  redaction.py  context.py  config.py  diagnostics.py  errors.py
+    accounting.py  redaction.py  context.py  config.py  configfile.py  diagnostics.py  primitives.py  errors.py
     ---- beside the path ----
+    children.py    spawned children;  testing.py, pytest_plugin.py: rows for people's own tests
     devserver/     an embedded PostgreSQL;  doctor/;  cli/
 
 A record is one `logging.LogRecord`; its frame is the record as immutable bytes; a segment is a memory map that frames
@@ -32,25 +33,31 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from logsluice import context
+    from logsluice import context, testing
     from logsluice.accounting import Stats
+    from logsluice.children import child_init
     from logsluice.errors import ConfigError, LogsluiceError
     from logsluice.handlers import PostgresHandler
+    from logsluice.lifecycle import drain_on_sigterm
 
-__all__ = ["ConfigError", "LogsluiceError", "PostgresHandler", "Stats", "context"]
+__all__ = [
+    "ConfigError", "LogsluiceError", "PostgresHandler", "Stats", "child_init", "context", "drain_on_sigterm", "testing",
+]  # fmt: skip
 
 _HOMES = {
     "ConfigError": "logsluice.errors",
     "LogsluiceError": "logsluice.errors",
     "PostgresHandler": "logsluice.handlers",
     "Stats": "logsluice.accounting",
+    "child_init": "logsluice.children",
+    "drain_on_sigterm": "logsluice.lifecycle",
 }
 
 
 def __getattr__(name: str) -> Any:
     """Load public names when they are asked for: `import logsluice` must cost a program next to nothing."""
-    if name == "context":
-        return importlib.import_module("logsluice.context")
+    if name in {"context", "testing"}:
+        return importlib.import_module(f"logsluice.{name}")
     if name in _HOMES:
         return getattr(importlib.import_module(_HOMES[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -31,7 +31,9 @@ import time
 from collections import deque
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from logsluice.primitives import SimpleQueue, on_event_loop
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -237,7 +239,7 @@ class Buffer:
                 return False
             if self._when_full == "drop":
                 return self._drop("full", level)
-            if _on_event_loop():
+            if on_event_loop():
                 return self._drop("event_loop", level)
             now = time.monotonic()
             deadline = now + self._block_timeout if deadline is None else deadline
@@ -324,7 +326,7 @@ class Buffer:
         return False
 
     def _wait_for_room(self, seconds: float, *, low: bool) -> bool:
-        token: queue.SimpleQueue[None] = queue.SimpleQueue()
+        token: SimpleQueue[None] = SimpleQueue()
 
         def room() -> None:
             token.put(None)
@@ -508,8 +510,3 @@ def _first_rows(data: bytes, count: int) -> bytes:
             return data
         at = following
     return data[: at + 1]
-
-
-def _on_event_loop() -> bool:
-    running: Any = getattr(sys.modules.get("asyncio"), "_get_running_loop", None)  # None: half imported
-    return running is not None and running() is not None

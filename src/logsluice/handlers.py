@@ -18,14 +18,16 @@ from typing import TYPE_CHECKING, Any
 
 from logsluice import lifecycle
 from logsluice.accounting import Stats
-from logsluice.buffer import Buffer
+from logsluice.buffer import Buffer, Tally
 from logsluice.capture import Rules
 from logsluice.columns import target_from
 from logsluice.config import Settings, settings_from
 from logsluice.diagnostics import Diagnostics
 from logsluice.errors import ConfigError
 from logsluice.intake import CountedError, Intake
+from logsluice.lifecycle import OWN_THREADS
 from logsluice.listener import Listener
+from logsluice.primitives import SimpleQueue, get_ident
 from logsluice.redaction import Redactor
 from logsluice.routes import Route
 
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
     from logsluice.columns import Target
     from logsluice.sinks import Sink
 
+NOT_OFF = {"", "0", "false", "no"}  # what LOGSLUICE_OFF may say to mean nothing
 STREAM_BITS = 63  # a positive bigint; two of a million streams meet with a chance of 1 in 18 million
 
 
@@ -64,7 +67,13 @@ class PostgresHandler(logging.Handler):
         self._clock: Callable[[], float] = time.time
         self._noise = 0
         self._pid = os.getpid()
+        self._off_count = Tally()  # records that LOGSLUICE_OFF kept from being taken in
         lifecycle.register(self)
+        # On the instance: a handler that stores pays nothing for those that do not.
+        if os.environ.get("LOGSLUICE_OFF", "").lower() not in NOT_OFF:
+            self.__dict__["handle"] = self.only_count
+        if lifecycle.diversion is not None:
+            lifecycle.diversion(self)
 
     # --- the path of a record -----------------------------------------------------------------------------------
 
@@ -81,9 +90,9 @@ class PostgresHandler(logging.Handler):
         try:
             if record.process != self._pid and os.getpid() != self._pid:
                 lifecycle.forked()  # without Python's hooks
-            # Our driver's, else a batch would make a record. Both must fit: a record of another process, taken in by a
-            # cookbook QueueListener here, may carry the same number of thread.
-            if record.thread not in lifecycle.OWN_THREADS or not lifecycle.on_own_thread():
+            # Our driver's, else a batch would make a record. The running thread is asked, not `record.thread`: that of
+            # another process's record may be our listener's number by chance, and under gevent it is a greenlet's.
+            if get_ident() not in OWN_THREADS:
                 intake = (self._pair or self._open())[0]
                 frame = intake.prepare(record)
             if frame is None:
@@ -104,6 +113,13 @@ class PostgresHandler(logging.Handler):
                 self._odd(error)
             except RecursionError:
                 pass
+        return True
+
+    def only_count(self, record: logging.LogRecord) -> bool:
+        """Count a record as dropped("off") in the place of `handle`; filters work, other handlers may rely on them."""
+        if not self.filter(record):
+            return False
+        self._off_count.add()
         return True
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -148,7 +164,7 @@ class PostgresHandler(logging.Handler):
 
     def _make(self) -> tuple[Intake, Listener]:
         settings = self._settings
-        tokens: queue.SimpleQueue[None] = queue.SimpleQueue()
+        tokens: SimpleQueue[None] = SimpleQueue()
         listener = Listener(tokens, settings, self.diagnostics)
         sinks = self._sinks(listener)
         for name, target in self._targets.items():
@@ -178,6 +194,10 @@ class PostgresHandler(logging.Handler):
             listener.routes.append(route)
         self.diagnostics.detail(f"start: {self._shown()}")
         return listener.routes[0].intake, listener
+
+    def entry(self) -> tuple[Intake, Target]:
+        """Return an entry with nothing behind it, and its table. For `logsluice.testing`."""
+        return self._make()[0], self._targets["logs"]
 
     def _sinks(self, listener: Listener) -> Callable[[Target, int], Sink]:
         from logsluice.sinks.link import Link  # noqa: PLC0415 - psycopg: 0.2 s that `import logsluice` must not take
@@ -220,6 +240,7 @@ class PostgresHandler(logging.Handler):
         self.__dict__.pop("_diagnostics", None)
         self._pid = os.getpid()
         self._noise = 0
+        self._off_count = Tally()
         for old in (pair, made):
             if old is not None:
                 lifecycle.park(old)  # with the connection: closing it would say goodbye on the parent's socket
@@ -241,7 +262,7 @@ class PostgresHandler(logging.Handler):
         listener = pair[1]
         seconds = self._settings.shutdown_timeout if timeout is None else timeout
         end = lifecycle.exit_deadline(seconds) if timeout is None else time.monotonic() + seconds
-        token: queue.SimpleQueue[None] = queue.SimpleQueue()
+        token: SimpleQueue[None] = SimpleQueue()
 
         def settled() -> None:
             token.put(None)
@@ -278,9 +299,10 @@ class PostgresHandler(logging.Handler):
             route.buffer.close()
         deadline = lifecycle.exit_deadline(self._settings.shutdown_timeout)
         listener.finish(deadline)
+        lifecycle.drain_later(listener)
         if lifecycle.holds_logging_lock() or lifecycle.on_own_thread():
-            lifecycle.drain_later(listener)
-        elif listener.started:
+            return  # exit waits
+        if listener.started:
             # Half a second more: the listener itself ends at the deadline, and should be heard saying what it left.
             if not listener.done.wait(max(0.0, deadline - time.monotonic()) + 0.5):
                 waiting = sum(route.buffer.rows_waiting() for route in listener.routes)
@@ -340,8 +362,10 @@ def _stats(handler: PostgresHandler, listener: Listener | None) -> Stats:
     for route in routes:
         for key, count in route.buffer.dropped().items():
             dropped_by[key] = dropped_by.get(key, 0) + count
+    if off := handler._off_count.value:  # noqa: SLF001 - one module
+        dropped_by["off", logging.NOTSET] = off
     dropped = sum(dropped_by.values())
-    offered = sum(route.buffer.offered() for route in routes)
+    offered = sum(route.buffer.offered() for route in routes) + off
     abandoned_by = dict(totals.abandoned)
     abandoned = sum(abandoned_by.values())
     now = time.monotonic()

@@ -41,11 +41,11 @@ from logsluice.columns import LOG_COLUMNS, Mapper, Target
 from logsluice.encoding import NULL, Marks, clean, copy_row, copy_text
 
 if TYPE_CHECKING:
-    import queue
     from collections.abc import Callable
 
     from logsluice.buffer import Buffer
     from logsluice.config import Settings
+    from logsluice.primitives import SimpleQueue
     from logsluice.redaction import Redactor
 
 SITES = 4096  # call sites remembered; a large program has hundreds. At the bound the cache is cleared
@@ -102,7 +102,7 @@ class Intake(logging.handlers.QueueHandler):
     """One route's entry. Any thread."""
 
     def __init__(
-        self, tokens: queue.SimpleQueue[None], buffer: Buffer, target: Target, settings: Settings, rules: Rules
+        self, tokens: SimpleQueue[None], buffer: Buffer, target: Target, settings: Settings, rules: Rules
     ) -> None:
         super().__init__(tokens)  # a SimpleQueue: its put is re-entrant, a signal handler may log
         _forget(self)

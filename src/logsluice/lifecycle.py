@@ -5,6 +5,7 @@ Fork and exit, once per process for all handlers (DESIGN D9).
 - `dictConfig` closes old handlers while it holds logging's lock, which our driver needs for a log call of its own: so a
   handler that is closed under that lock goes to the drain list, and is waited for at exit.
 - One deadline covers all handlers at exit.
+- SIGTERM's default action ends a process without a word: `drain_on_sigterm` sends what waits first. Never unasked.
 """
 
 from __future__ import annotations
@@ -12,25 +13,35 @@ from __future__ import annotations
 import atexit
 import logging
 import os
+import signal
 import sys
 import threading
 import time
 import weakref
 from typing import TYPE_CHECKING, Any
 
+from logsluice.errors import ConfigError
+from logsluice.primitives import Done, get_ident
+
 if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import FrameType
+
     from logsluice.listener import Listener
 
 OWN_THREADS: set[int] = set()  # idents of listeners; each adds and discards itself
 
+diversion: Callable[[Any], None] | None = None  # told of each new handler; set by logsluice.testing
+
 _handlers: weakref.WeakSet[Any] = weakref.WeakSet()
-_draining: list[Listener] = []  # closed under logging's lock, still sending
+_draining: list[Listener] = []  # closed, perhaps under logging's lock, and still sending
 _parked: list[Any] = []  # inherited by a fork: kept for ever, since closing would speak on the parent's socket
 _exit_deadline: float | None = None
 _exiting = False
 _registered = False
 _renewing: dict[int, object] = {}  # pid -> who renews; setdefault elects
 _renewed: set[int] = set()
+_before_sigterm: Any = None  # what `drain_on_sigterm` found, called after it
 
 
 def register(handler: Any) -> None:
@@ -51,7 +62,7 @@ def holds_logging_lock() -> bool:
 
 def on_own_thread() -> bool:
     """Whether the caller is a listener."""
-    return threading.get_ident() in OWN_THREADS
+    return get_ident() in OWN_THREADS
 
 
 def exiting() -> bool:
@@ -69,7 +80,7 @@ def forked() -> None:
     for _ in range(1000):
         if pid in _renewed:
             return
-        threading.Event().wait(0.001)
+        Done().wait(0.001)
 
 
 def close_at_end_of_child(handler: Any) -> None:
@@ -87,7 +98,7 @@ def _close(reference: weakref.ref[Any]) -> None:
 
 
 def drain_later(listener: Listener) -> None:
-    """Remember a listener that could not be waited for; at exit it is."""
+    """Remember a listener that is closed; if nobody could wait for it, exit does."""
     _draining[:] = [one for one in _draining if not one.done.is_set()]
     _draining.append(listener)
 
@@ -103,6 +114,62 @@ def exit_deadline(seconds: float) -> float:
     return _exit_deadline
 
 
+def handlers() -> list[Any]:
+    """Return the handlers of this process that are alive."""
+    while True:
+        try:
+            return list(_handlers)
+        except RuntimeError:
+            pass  # another thread made one meanwhile
+
+
+def drain_on_sigterm() -> None:
+    """
+    Have SIGTERM send what waits, and then do what it did before.
+
+    The default action of SIGTERM ends a process without running exit handlers: what is in memory would be lost. Call
+    this from the main thread, after others have set their handlers (gunicorn, uvicorn and Celery have their own and
+    need none of this); a second call does nothing. On SIGTERM the main thread blocks for at most `shutdown_timeout`
+    seconds, once for all handlers. Then a handler that was there before is called; the default action ends the process
+    by SIGTERM, as its parent expects; a signal that was ignored stays ignored. Forked children inherit it.
+
+    Raises ConfigError off the main thread, and where code outside of Python handles SIGTERM.
+    """
+    global _before_sigterm
+    before = signal.getsignal(signal.SIGTERM)
+    if before is _on_sigterm:
+        return
+    if before is None:
+        raise ConfigError(
+            "drain_on_sigterm: SIGTERM is handled outside of Python, and could not be handed on to that; "
+            "call logging.shutdown() where your program ends instead"
+        )
+    try:
+        signal.signal(signal.SIGTERM, _on_sigterm)
+    except ValueError:
+        raise ConfigError(
+            "drain_on_sigterm: Python lets only the main thread set signal handlers; call it there"
+        ) from None
+    _before_sigterm = before
+
+
+def _on_sigterm(number: int, frame: FrameType | None) -> None:
+    """Drain and hand on. It may have interrupted anything, a wait of ours included: nothing here takes our locks."""
+    global _exiting
+    if _before_sigterm is not signal.SIG_DFL:
+        for handler in handlers():
+            handler.flush()
+        if callable(_before_sigterm):  # not SIG_IGN
+            _before_sigterm(number, frame)
+        return
+    _exiting = True  # from here on one deadline for all, and no thread is started
+    for handler in handlers():
+        handler.close()
+    _wait_for_draining()  # also for those that were being closed, or could not be waited for, when the signal came
+    signal.signal(number, signal.SIG_DFL)
+    os.kill(os.getpid(), number)
+
+
 def park(thing: Any) -> None:
     """Keep what a fork inherited from ever being collected."""
     _parked.append(thing)
@@ -111,7 +178,13 @@ def park(thing: Any) -> None:
 def _at_exit() -> None:
     global _exiting
     _exiting = True
-    for listener in _draining:
+    _wait_for_draining()
+
+
+def _wait_for_draining() -> None:
+    for listener in tuple(_draining):  # other threads may close theirs meanwhile
+        if not listener.started:
+            listener.run_to_end()  # its thread could not be started, and none is started at exit
         listener.done.wait(max(0.0, exit_deadline(listener.settings.shutdown_timeout) - time.monotonic()))
 
 
@@ -122,7 +195,7 @@ def _in_child() -> None:
     OWN_THREADS.clear()
     _parked.extend(_draining)
     _draining.clear()
-    for handler in list(_handlers):
+    for handler in handlers():
         try:
             handler.renew()
         except Exception:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import logging.handlers
 import queue
-import threading
 import time
 from collections import deque
 from dataclasses import replace
@@ -22,6 +21,7 @@ from logsluice.buffer import ALWAYS
 from logsluice.delivery import Backoff, Breaker, Failure, Verdict, decide
 from logsluice.isolation import is_storm, set_aside
 from logsluice.notices import Notices
+from logsluice.primitives import Done, SimpleQueue, get_ident, start_thread
 from logsluice.sinks import Counts, SinkError
 
 if TYPE_CHECKING:
@@ -38,18 +38,19 @@ LOOK = 10.0  # seconds at most between two looks at the clock while records wait
 class Listener(logging.handlers.QueueListener):
     """The dedicated thread and what it knows. `add` routes before `start`."""
 
-    def __init__(self, tokens: queue.SimpleQueue[None], settings: Settings, diagnostics: Diagnostics) -> None:
+    def __init__(self, tokens: SimpleQueue[None], settings: Settings, diagnostics: Diagnostics) -> None:
         super().__init__(tokens)  # a SimpleQueue: its put is re-entrant, a signal handler may log
         self.settings = settings
         self.diagnostics = diagnostics
         self.ledger = Ledger()
         self.routes: list[Route] = []
-        self.done = threading.Event()  # set when the thread has ended; not used by logging calls
+        self.done = Done()  # set when the thread has ended; not used by logging calls
         self._tokens = tokens
         self._urgent = False  # set by any thread, cleared by the listener: do not linger
         self._deadline: float | None = None  # monotonic; set by `finish`: be done by then
         self._last_lap = False  # listener only: `finish` was seen
         self._probe = False  # set by any thread, cleared by the listener: attempt now
+        self.thread_id: int | None = None  # of the thread, once it runs
         self._start_once: dict[str, object] = {}  # setdefault elects the one that starts the thread
         self._waiters: deque[tuple[dict[str, int], Callable[[], None]]] = deque()  # flush: (positions, call)
         # Around connecting, for all routes; each route has its own for its table.
@@ -69,13 +70,11 @@ class Listener(logging.handlers.QueueListener):
         if self._start_once.setdefault("started", mine) is not mine:
             return
         name = f"logsluice-{self.diagnostics.name}"
-        thread = threading.Thread(target=self._monitor, name=name, daemon=True)
         try:
-            thread.start()
+            start_thread(self._monitor, name)
         except RuntimeError:
             del self._start_once["started"]
             raise
-        self._thread = thread
 
     @property
     def started(self) -> bool:
@@ -132,25 +131,34 @@ class Listener(logging.handlers.QueueListener):
 
     def _monitor(self) -> None:
         """Deliver what comes until told to finish and nothing waits, or its time is up. Never raises."""
-        me = threading.get_ident()
+        me = self.thread_id = get_ident()
         lifecycle.OWN_THREADS.add(me)
+        over = False
         try:
-            while not self._finished():
+            while not over:
                 try:
-                    self._wait()
-                    self._sweep()
-                except BaseException as error:  # a SystemExit thrown into this thread is no reason either
-                    # A mistake of ours must not end the thread: the records would wait for ever, unsaid.
-                    self.diagnostics.say(
-                        "internal", f"internal error, delivery goes on: {type(error).__name__}: {error}"
-                    )
-                    self._fail_all(Failure(f"internal error: {type(error).__name__}"))
+                    over = self._serve()
+                except BaseException:
+                    pass  # thrown into the thread while it answered to another: what waits is still there
         finally:
             try:
                 self.drain_here()
             finally:
                 lifecycle.OWN_THREADS.discard(me)
                 self.done.set()
+
+    def _serve(self) -> bool:
+        """Deliver until there is a reason to end (True), or something went wrong that nobody foresaw (False)."""
+        try:
+            while not self._finished():
+                self._wait()
+                self._sweep()
+            return True
+        except BaseException as error:  # a SystemExit thrown into this thread is no reason to end it either
+            # A mistake of ours must not end the thread: the records would wait for ever, unsaid.
+            self.diagnostics.say("internal", f"internal error, delivery goes on: {type(error).__name__}: {error}")
+            self._fail_all(Failure(f"internal error: {type(error).__name__}"))
+            return False
 
     def drain_here(self) -> None:
         """Settle the end on the calling thread: count what is left as abandoned, close the sinks."""

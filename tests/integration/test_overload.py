@@ -202,7 +202,7 @@ def test_a_thread_that_has_nothing_to_do_does_nothing(dsn):
     with Shop(dsn) as shop:
         shop.log(100)
         assert shop.flush()
-        thread = shop.listener._thread
+        thread = next(one for one in threading.enumerate() if one.ident == shop.listener.thread_id)
         assert until(lambda: shop.route.intake.wake_level < 0, LIMIT)
 
         def switches():

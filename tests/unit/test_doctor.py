@@ -371,7 +371,7 @@ def test_a_password_that_ends_early_becomes_no_host_name_in_the_output(dsn):
 
 def load(name):
     with pytest.raises(command.CannotReadError) as error:
-        command._load(str(name))
+        command.load(str(name))
     what, step = error.value.args
     assert CANARY not in what + step
     return what, step
@@ -401,7 +401,7 @@ def test_modules_that_cannot_be_read(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "doctor_good.py").write_text("class Dev:\n    LOGS = {'inner': {'version': 1}}\nOTHER = 1\n", "utf-8")
     (tmp_path / "doctor_bad.py").write_text(f"raise ValueError('{CANARY}')\n", "utf-8")
-    assert command._load("doctor_good:Dev.LOGS.inner") == ({"version": 1}, "doctor_good:Dev.LOGS.inner")
+    assert command.load("doctor_good:Dev.LOGS.inner") == ({"version": 1}, "doctor_good:Dev.LOGS.inner")
     assert load("doctor_good:LOGGING") == ("doctor_good has no LOGGING", "name one that it has: OTHER")
     assert load("doctor_good:OTHER")[0].startswith("doctor_good:OTHER holds a int")
     assert load("doctor_bad:X")[0] == "cannot import doctor_bad: ValueError"
