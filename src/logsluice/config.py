@@ -27,6 +27,11 @@ PARTITION_WIDTHS = ("day", "hour", "week", "month", "none")
 NOT_YET = ("journal", "journal_bytes", "fsync", "connections", "shard_by", "fallback")
 
 
+def switched_off() -> bool:
+    """Whether LOGSLUICE_OFF makes every handler a counter."""
+    return os.environ.get("LOGSLUICE_OFF", "").lower() not in {"", "0", "false", "no"}
+
+
 @dataclass(frozen=True)
 class Limits:
     """Caps on what one record may carry; what is over is cut and marked in `attributes.logsluice`."""

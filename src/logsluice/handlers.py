@@ -21,7 +21,7 @@ from logsluice.accounting import Stats
 from logsluice.buffer import Buffer, Tally
 from logsluice.capture import Rules
 from logsluice.columns import target_from
-from logsluice.config import Settings, settings_from
+from logsluice.config import Settings, settings_from, switched_off
 from logsluice.diagnostics import Diagnostics
 from logsluice.errors import ConfigError
 from logsluice.intake import CountedError, Intake
@@ -38,7 +38,6 @@ if TYPE_CHECKING:
     from logsluice.columns import Target
     from logsluice.sinks import Sink
 
-NOT_OFF = {"", "0", "false", "no"}  # what LOGSLUICE_OFF may say to mean nothing
 STREAM_BITS = 63  # a positive bigint; two of a million streams meet with a chance of 1 in 18 million
 
 
@@ -70,7 +69,7 @@ class PostgresHandler(logging.Handler):
         self._off_count = Tally()  # records that LOGSLUICE_OFF kept from being taken in
         lifecycle.register(self)
         # On the instance: a handler that stores pays nothing for those that do not.
-        if os.environ.get("LOGSLUICE_OFF", "").lower() not in NOT_OFF:
+        if switched_off():
             self.__dict__["handle"] = self.only_count
         if lifecycle.diversion is not None:
             lifecycle.diversion(self)

@@ -366,6 +366,17 @@ def test_a_password_that_ends_early_becomes_no_host_name_in_the_output(dsn):
     assert "ary7" not in repr(found)
 
 
+def test_a_switched_off_logsluice_is_the_first_thing_said(monkeypatch, capsys):
+    """And the rest is looked at all the same: a doctor who stops there would be asked twice."""
+    monkeypatch.setenv("LOGSLUICE_OFF", "1")
+    args = SimpleNamespace(config=None, logger=[], dsn="host=127.0.0.1 port=1 connect_timeout=2", schema="logsluice")
+    assert command.run(args) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert "LOGSLUICE_OFF is set" in lines[0]
+    assert "unset" in lines[1]
+    assert any("connect" in line for line in lines[2:])
+
+
 # reading the file, printing
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import itertools
 import logging
 import os
 import sys
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from logsluice import doctor
 from logsluice.cli import common
+from logsluice.config import switched_off
 from logsluice.configfile import CannotReadError, load
 from logsluice.doctor import FAIL, OK, WARN, Finding
 from logsluice.doctor.database import check_database
@@ -51,11 +53,20 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError("--config says where the rows go: give it, or --dsn and --schema")
     counts = dict.fromkeys(COLOURS, 0)
     colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb"
-    for finding in _by_dsn(args) if args.config is None else _by_config(args.config, args.logger):
+    findings = _by_dsn(args) if args.config is None else _by_config(args.config, args.logger)
+    for finding in itertools.chain(_off(), findings):
         counts[finding.status] += 1
         _print(finding, colour=colour)
     print(f"\n{_summary(counts, configured=args.config is not None)}")
     return 1 if counts[FAIL] else 0
+
+
+def _off() -> Iterator[Finding]:
+    """See whether the environment keeps every handler from storing, and look at the rest as if it did not."""
+    if switched_off():
+        del os.environ["LOGSLUICE_OFF"]
+        what = "LOGSLUICE_OFF is set: every handler only counts, nothing is stored"
+        yield Finding(FAIL, "handler", what, "unset LOGSLUICE_OFF where your program runs")
 
 
 def _by_dsn(args: argparse.Namespace) -> Iterator[Finding]:
