@@ -58,6 +58,9 @@ NO_ID_VALUES: list[Any] = [None] * len(ID_COLUMNS)
 NO_EXCEPTION = "\t".join([NULL] * 3)
 NOTHING_MORE = f"\t{NO_IDS}\t{NO_EXCEPTION}\t{NULL}\n"
 BOUNDS = 256  # sets of bound context values remembered: about as many as requests are under way at once
+NO_SECOND = 10**18  # microseconds: no record is of the second that is 30,000 years before the epoch
+NO_LINE: tuple[Any, ...] = (None,) * 6
+THREE_DIGITS = tuple(f"{n:03d}" for n in range(1000))
 SHORT_ID = 255  # characters of an id that is certainly within limits.name_bytes
 
 STANDARD_COUNT = len(STANDARD)
@@ -118,13 +121,14 @@ class Intake(logging.handlers.QueueHandler):
         self._mapper = None if target.sources is None else Mapper(target, rules, settings.environment)
         # Caches: read and filled by any thread, single dict operations only.
         self._sites: dict[tuple[Any, ...], str] = {}
+        self._lines: dict[int, tuple[Any, ...]] = {}  # line number -> the site that was there last, and what it is of
         self._texts: dict[str, str] = {}
         self._names: dict[str, str] = {}
         self._plans: dict[tuple[str, ...], tuple[tuple[tuple[str, str], ...], tuple[tuple[int, str], ...]]] = {}
-        self._second: tuple[str, str] = ("none yet", "")  # not "": the seconds of a moment just after 1970
+        self._second: tuple[int, str] = (-NO_SECOND, "")  # (microseconds since the epoch of its start, its text)
         self._items = settings.limits.items
         self._short_id = min(SHORT_ID, settings.limits.name_bytes // 4)
-        self._bounds: dict[int, tuple[dict[str, Any], list[str], list[Any]]] = {}
+        self._bounds: dict[int, tuple[dict[str, Any], tuple[list[Any], list[str], str]]] = {}
         self._modules = -1  # how many modules were loaded when we last looked for other libraries' ids
         self._ambient = False
         self._running_loop: Callable[[], Any] | None = None
@@ -168,11 +172,14 @@ class Intake(logging.handlers.QueueHandler):
                     return self._whole(record, seq)
             if "://" in text and self._redactor.active:
                 return self._whole(record, seq)
-            message = text if text.isprintable() and "\\" not in text else copy_text(text)
-            moment = str(int(record.created * 1e6))
-            second = self._second
-            if second[0] != moment[:-6]:
-                second = self._new_second(moment)
+            # Four searches in C cost less than one look at each character.
+            if "\\" in text or "\n" in text or "\t" in text or "\r" in text:
+                text = copy_text(text)
+            start, second = self._second
+            micros = int(record.created * 1e6) - start
+            if not 0 <= micros < 1_000_000:
+                start, second = self._new_second(record.created)
+                micros = int(record.created * 1e6) - start
             if len(sys.modules) != self._modules:
                 self._look_around()
             if HAS_TASK_NAME:
@@ -181,8 +188,16 @@ class Intake(logging.handlers.QueueHandler):
                 name = None if self._running_loop is None or self._running_loop() is None else task_name(record)
             task = NULL if name is None else self._names.get(name) or self._remember_name(name)
             thread = self._names.get(record.threadName) or self._remember_name(record.threadName)  # type: ignore[arg-type]
-            key = (record.pathname, record.lineno, record.levelno, record.name, record.funcName, record.levelname)
-            site = self._sites.get(key) or self._site(record, key)
+            # A call site's record comes with the same objects each time: five comparisons instead of a key's hash.
+            path, level, name, func, level_name, site = self._lines.get(record.lineno, NO_LINE)
+            if (
+                path is not record.pathname
+                or level is not record.levelno
+                or name is not record.name
+                or func is not record.funcName
+                or level_name is not record.levelname
+            ):
+                site = self._site_of(record)
             if (
                 len(d) == STANDARD_COUNT
                 and next(reversed(d)) == LAST_STANDARD  # nothing was added in the place of something taken away
@@ -194,7 +209,8 @@ class Intake(logging.handlers.QueueHandler):
             else:
                 rest = self._more(record, tuple(d))
             seq = self.next_seq()
-            frame = f"{seq}\t{second[1]}{moment[-6:]}Z\t{site}\t{thread}\t{task}\t{message}\t{template}{rest}".encode()
+            moment = f"{second}{THREE_DIGITS[micros // 1000]}{THREE_DIGITS[micros % 1000]}"
+            frame = f"{seq}\t{moment}Z\t{site}\t{thread}\t{task}\t{text}\t{template}{rest}".encode()
             # The encoder has refused lone surrogates; a NUL would end the segment; a large frame must be cut.
             if len(frame) <= self._quick_frame and 0 not in frame:
                 return frame
@@ -248,7 +264,10 @@ class Intake(logging.handlers.QueueHandler):
         parts = [prefix + SCALARS[type(d[key])](d[key]) for key, prefix in plan]  # KeyError: nested or a subclass
         bound = bound_values()
         ids = NO_IDS
-        if bound or id_plan or self._ambient:
+        if bound and not id_plan and not self._ambient and bound.keys().isdisjoint(names):
+            fragment, ids = self._bound(bound)[1:]
+            parts = fragment + parts
+        elif bound or id_plan or self._ambient:
             fragment, ids = self._ids(d, names, id_plan, bound or {})
             parts = fragment + parts
         process = record.processName
@@ -277,7 +296,7 @@ class Intake(logging.handlers.QueueHandler):
         if bound:
             if not bound.keys().isdisjoint(names):
                 raise ValueError  # an extra wins over a bound value of its name
-            parts, bound_ids = self._bound(bound)
+            bound_ids, parts, _ = self._bound(bound)
             ids = [mine if mine is not None else other for mine, other in zip(bound_ids, ids, strict=True)]
         for index, key in id_plan:
             if d[key] is not None:
@@ -296,11 +315,11 @@ class Intake(logging.handlers.QueueHandler):
             texts.append(text)
         return "\t".join(texts)
 
-    def _bound(self, bound: dict[str, Any]) -> tuple[list[str], list[Any]]:
-        """Return the JSON parts and the ids of bound context values. Remembered for as long as they stay bound."""
+    def _bound(self, bound: dict[str, Any]) -> tuple[list[Any], list[str], str]:
+        """Return the ids, the JSON parts and the id columns of bound values. Remembered while they stay bound."""
         known = self._bounds.get(id(bound))
         if known is not None and known[0] is bound:
-            return known[1], known[2]
+            return known[1]
         if not NOT_EXTRAS.isdisjoint(bound):
             raise ValueError  # bound, such a name is a value like others
         plan, _ = self._plan(tuple(key for key in bound if key not in ID_COLUMNS))
@@ -310,8 +329,9 @@ class Intake(logging.handlers.QueueHandler):
             raise ValueError  # a live object must not be kept
         if len(self._bounds) >= BOUNDS:
             self._bounds.clear()
-        self._bounds[id(bound)] = (bound, parts, ids)  # `bound` itself, so that its id is not used again meanwhile
-        return parts, ids
+        found = (ids, parts, NO_IDS if ids == NO_ID_VALUES else self._id_texts(ids))
+        self._bounds[id(bound)] = (bound, found)  # `bound` itself, so that its id is not used again meanwhile
+        return found
 
     def _plan(self, names: tuple[str, ...]) -> tuple[tuple[tuple[str, str], ...], tuple[tuple[int, str], ...]]:
         """Return (key, JSON prefix) of these extras, and (id column, key) of those that fill one. Remembered."""
@@ -328,6 +348,15 @@ class Intake(logging.handlers.QueueHandler):
         id_plan = tuple((ID_COLUMNS.index(name), name) for name in kept if name in ID_COLUMNS)
         plan = self._plans[names] = (tuple((name, f"{encode_basestring(name)}: ") for name in kept), id_plan)
         return plan
+
+    def _site_of(self, record: logging.LogRecord) -> str:
+        """Return a call site's columns where another module's site was on its line number last."""
+        key = (record.pathname, record.levelno, record.name, record.funcName, record.levelname)
+        site = self._sites.get((*key, record.lineno)) or self._site(record, (*key, record.lineno))
+        if len(self._lines) >= SITES:
+            self._lines.clear()
+        self._lines[record.lineno] = (*key, site)
+        return site
 
     def _site(self, record: logging.LogRecord, key: tuple[Any, ...]) -> str:
         """Return the columns that are the same for every record of this call site. Remembered."""
@@ -374,12 +403,12 @@ class Intake(logging.handlers.QueueHandler):
             self._texts[text] = escaped
         return escaped
 
-    def _new_second(self, moment: str) -> tuple[str, str]:
-        second = int(moment[:-6])
+    def _new_second(self, created: float) -> tuple[int, str]:
+        second = int(created * 1e6) // 1_000_000
         self.choose_way()
         if self._not_quick or not in_range(second, self._rules.now()):
             raise ValueError  # the whole way replaces and marks it
-        known = self._second = (moment[:-6], utc_second(second) + ".")
+        known = self._second = (second * 1_000_000, utc_second(second) + ".")
         return known
 
     def _look_around(self) -> None:
