@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import math
 import os
 import queue
 import random
@@ -148,6 +149,13 @@ class PostgresHandler(logging.Handler):
 
     def _start(self, listener: Listener) -> None:
         """Start the thread; where it cannot be, try again with each full segment and each flush."""
+        if not lifecycle.threads_run():
+            self.diagnostics.say(
+                "thread",
+                "uWSGI runs no threads: set enable-threads = true; until then records are sent only when a worker ends",
+                every=math.inf,
+            )
+            return
         try:
             listener.start()
         except RuntimeError as error:

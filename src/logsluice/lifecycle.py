@@ -70,6 +70,11 @@ def exiting() -> bool:
     return _exiting or not threading.main_thread().is_alive()
 
 
+def threads_run() -> bool:
+    """Whether threads get to run here: under uWSGI without `enable-threads` a start may wait for ever."""
+    return bool(getattr(sys.modules.get("uwsgi"), "has_threads", 1))  # the module is there without an import
+
+
 def forked() -> None:
     """Renew everything after a fork that ran no Python hooks (uWSGI's default), once for all threads of the child."""
     pid, me = os.getpid(), object()
@@ -128,10 +133,13 @@ def drain_on_sigterm() -> None:
     Have SIGTERM send what waits, and then do what it did before.
 
     The default action of SIGTERM ends a process without running exit handlers: what is in memory would be lost. Call
-    this from the main thread, after others have set their handlers (gunicorn, uvicorn and Celery have their own and
-    need none of this); a second call does nothing. On SIGTERM the main thread blocks for at most `shutdown_timeout`
-    seconds, once for all handlers. Then a handler that was there before is called; the default action ends the process
-    by SIGTERM, as its parent expects; a signal that was ignored stays ignored. Forked children inherit it.
+    this from the main thread, after others have set their handlers; a second call does nothing. gunicorn and Celery
+    turn SIGTERM into a normal exit and need none of this; uvicorn puts the default action back before it ends, so
+    flush in its lifespan instead (docs/howto/fastapi.md).
+
+    On SIGTERM the main thread blocks for at most `shutdown_timeout` seconds, once for all handlers. Then a handler that
+    was there before is called; the default action ends the process by SIGTERM, as its parent expects; a signal that
+    was ignored stays ignored. Forked children inherit it.
 
     Raises ConfigError off the main thread, and where code outside of Python handles SIGTERM.
     """
