@@ -92,8 +92,15 @@ def close_at_end_of_child(handler: Any) -> None:
     """Have a `multiprocessing` child close the handler: it leaves by `os._exit`, which runs no exit handlers."""
     util = sys.modules.get("multiprocessing.util")
     process = sys.modules.get("multiprocessing.process")
-    if util is not None and process is not None and process.parent_process() is not None:
-        util.Finalize(None, _close, args=(weakref.ref(handler),), exitpriority=0)
+    billiard = sys.modules.get("billiard.process")  # Celery's multiprocessing: its own processes, the same finalizers
+    of_billiard = billiard is not None and getattr(billiard.current_process(), "_parent_pid", None) is not None
+    reference = weakref.ref(handler)
+    if util is not None and process is not None and (of_billiard or process.parent_process() is not None):
+        util.Finalize(None, _close, args=(reference,), exitpriority=0)
+    signals = sys.modules.get("celery.signals")
+    if of_billiard and signals is not None:
+        # A child of Celery's pool does not even run finalizers; connected now, after the program's own receivers.
+        signals.worker_process_shutdown.connect(lambda **_: _close(reference), weak=False)
 
 
 def _close(reference: weakref.ref[Any]) -> None:
