@@ -296,30 +296,27 @@ class PostgresHandler(logging.Handler):
         Blocks for at most `shutdown_timeout` seconds, at exit together with all other handlers. Under logging's lock it
         does not wait: the handler goes on sending, and exit waits for it.
         """
-        first, self._ended = not self._ended, True
-        super().close()
-        pair = self._pair
-        if pair is None or not first:
+        # Each line may be repeated: a SIGTERM in the middle closes again, and must find nothing taken for done.
+        self._ended = True
+        if self._pair is None:  # also of one that a ConfigError left half made
+            super().close()
             return
-        listener = pair[1]
+        listener = self._pair[1]
+        lifecycle.drain_later(listener)
+        deadline = lifecycle.exit_deadline(self.shutdown_timeout)
         for route in listener.routes:
             route.buffer.close()
-        deadline = lifecycle.exit_deadline(self._settings.shutdown_timeout)
         listener.finish(deadline)
-        lifecycle.drain_later(listener)
-        if lifecycle.holds_logging_lock() or lifecycle.on_own_thread():
-            return  # exit waits
-        if listener.started:
-            # Half a second more: the listener itself ends at the deadline, and should be heard saying what it left.
-            if not listener.done.wait(max(0.0, deadline - time.monotonic()) + 0.5):
-                waiting = sum(route.buffer.rows_waiting() for route in listener.routes)
-                self.diagnostics.say(
-                    "lost", f"{waiting} records were not stored within shutdown_timeout and are lost", every=0
-                )
-        else:
-            listener.run_to_end()  # no thread could be started, and none is started at exit
+        super().close()
+        if not lifecycle.holds_logging_lock() and not lifecycle.on_own_thread():
+            listener.wait(deadline)  # else exit does
 
     # --- looking ------------------------------------------------------------------------------------------------
+
+    @property
+    def shutdown_timeout(self) -> float:
+        """Seconds that `close` may take, and `flush` unless told otherwise."""
+        return self._settings.shutdown_timeout
 
     @property
     def pressure(self) -> float:

@@ -111,7 +111,7 @@ def _close(reference: weakref.ref[Any]) -> None:
 
 def drain_later(listener: Listener) -> None:
     """Remember a listener that is closed; if nobody could wait for it, exit does."""
-    _draining[:] = [one for one in _draining if not one.done.is_set()]
+    _draining[:] = [one for one in _draining if one is not listener and not one.done.is_set()]
     _draining.append(listener)
 
 
@@ -172,8 +172,9 @@ def _on_sigterm(number: int, frame: FrameType | None) -> None:
     """Drain and hand on. It may have interrupted anything, a wait of ours included: nothing here takes our locks."""
     global _exiting
     if _before_sigterm is not signal.SIG_DFL:
+        ends = [time.monotonic() + handler.shutdown_timeout for handler in handlers()]
         for handler in handlers():
-            handler.flush()
+            handler.flush(min(ends) - time.monotonic())
         if callable(_before_sigterm):  # not SIG_IGN
             _before_sigterm(number, frame)
         return
@@ -198,9 +199,7 @@ def _at_exit() -> None:
 
 def _wait_for_draining() -> None:
     for listener in tuple(_draining):  # other threads may close theirs meanwhile
-        if not listener.started:
-            listener.run_to_end()  # its thread could not be started, and none is started at exit
-        listener.done.wait(max(0.0, exit_deadline(listener.settings.shutdown_timeout) - time.monotonic()))
+        listener.wait(exit_deadline(listener.settings.shutdown_timeout))
 
 
 def _in_child() -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import logging.handlers
+import math
 import queue
 import time
 from collections import deque
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from logsluice.diagnostics import Diagnostics
     from logsluice.routes import Route
 
+GRACE = 0.5  # seconds after a deadline: the listener itself ends there, and should be heard saying what it left
 LOOK = 10.0  # seconds at most between two looks at the clock while records wait, so that STUCK is seen in time
 
 
@@ -51,7 +53,8 @@ class Listener(logging.handlers.QueueListener):
         self._last_lap = False  # listener only: `finish` was seen
         self._probe = False  # set by any thread, cleared by the listener: attempt now
         self.thread_id: int | None = None  # of the thread, once it runs
-        self._start_once: dict[str, object] = {}  # setdefault elects the one that starts the thread
+        self._starter: dict[str, object] = {}  # setdefault elects the one that starts the thread
+        self._runner: dict[str, object] = {}  # setdefault elects the one that runs: the thread, or a closing caller
         self._waiters: deque[tuple[dict[str, int], Callable[[], None]]] = deque()  # flush: (positions, call)
         # Around connecting, for all routes; each route has its own for its table.
         self.breaker = self.new_breaker()
@@ -67,19 +70,18 @@ class Listener(logging.handlers.QueueListener):
     def start(self) -> None:
         """Start the thread, once. Raises RuntimeError if the interpreter will not; a later call tries again."""
         mine = object()
-        if self._start_once.setdefault("started", mine) is not mine:
-            return
-        name = f"logsluice-{self.diagnostics.name}"
         try:
-            start_thread(self._monitor, name)
-        except RuntimeError:
-            del self._start_once["started"]
+            if self._starter.setdefault("", mine) is mine and not self._runner:
+                start_thread(self._monitor, f"logsluice-{self.diagnostics.name}")
+        except BaseException:  # a Ctrl-C, too: the thread may run all the same, and then says so itself
+            if self._starter.get("") is mine:
+                del self._starter[""]
             raise
 
     @property
     def started(self) -> bool:
         """Whether the thread was started in this process."""
-        return "started" in self._start_once
+        return bool(self._starter or self._runner)
 
     def hurry(self) -> None:
         """Wake the listener: something is worth sending now. Takes no lock."""
@@ -108,8 +110,19 @@ class Listener(logging.handlers.QueueListener):
 
     def stop(self) -> None:
         """Drain and end, within `shutdown_timeout` seconds; what QueueListener's `stop` promises."""
-        self.finish(time.monotonic() + self.settings.shutdown_timeout)
-        self.done.wait(self.settings.shutdown_timeout)
+        deadline = time.monotonic() + self.settings.shutdown_timeout
+        self.finish(deadline)
+        self.wait(deadline)
+
+    def wait(self, deadline: float) -> None:
+        """Wait for the end until this monotonic time and a little longer; say what is lost if it does not come."""
+        if not self.started:
+            self._monitor()  # here: no thread could be started, and none is started at exit
+        if not self.done.wait(deadline + GRACE - time.monotonic()):
+            waiting = sum(route.buffer.rows_waiting() for route in self.routes)
+            self.diagnostics.say(
+                "lost", f"{waiting} records were not stored within shutdown_timeout and are lost", every=math.inf
+            )
 
     def deadline(self) -> float | None:
         """Return the monotonic time at which all waiting must end, None while there is no such time."""
@@ -131,9 +144,11 @@ class Listener(logging.handlers.QueueListener):
 
     def _monitor(self) -> None:
         """Deliver what comes until told to finish and nothing waits, or its time is up. Never raises."""
+        mine, over = object(), False
+        if self._runner.setdefault("", mine) is not mine:
+            return  # its starter was interrupted, and somebody started another
         me = self.thread_id = get_ident()
         lifecycle.OWN_THREADS.add(me)
-        over = False
         try:
             while not over:
                 try:
@@ -142,10 +157,15 @@ class Listener(logging.handlers.QueueListener):
                     pass  # thrown into the thread while it answered to another: what waits is still there
         finally:
             try:
-                self.drain_here()
+                if over:
+                    self.drain_here()
             finally:
                 lifecycle.OWN_THREADS.discard(me)
-                self.done.set()
+                if over:
+                    self.done.set()
+                else:  # thrown between two lines of the loop: the next full segment, flush or close starts another
+                    self._starter.clear()
+                    self._runner.clear()
 
     def _serve(self) -> bool:
         """Deliver until there is a reason to end (True), or something went wrong that nobody foresaw (False)."""
@@ -166,12 +186,6 @@ class Listener(logging.handlers.QueueListener):
             self._abandon(route, "exit")
             route.sink.close()
         self._notify()
-
-    def run_to_end(self) -> None:
-        """Do the thread's work on the calling thread, for a process in which no thread could be started."""
-        if "started" not in self._start_once:
-            self._start_once["started"] = self
-            self._monitor()
 
     def _finished(self) -> bool:
         if self._deadline is None:

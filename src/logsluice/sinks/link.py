@@ -80,7 +80,8 @@ class Link:
 
     def open(self) -> LimitedConnection:
         """Return the connection; connect, and check or make the schema, if there is none."""
-        if self.conn is not None and not self.conn.closed:
+        # One that an unforeseen exception left inside a transaction is no beginning: COPY would add its rows again.
+        if self.conn is not None and self.conn.pgconn.transaction_status == pq.TransactionStatus.IDLE:
             return self.conn
         self.close()
         conn = self._connect()
