@@ -93,6 +93,10 @@ SCALARS: dict[type, Callable[[Any], str]] = {
 ID_TEXTS: dict[type, Callable[[Any], str]] = {int: int.__repr__, float: float.__repr__, bool: bool.__repr__}
 
 
+# Of bound values: the ids, the JSON parts, the id columns, and the end of a frame without extras.
+Bound = tuple[list[Any], list[str], str, str]
+
+
 class _OwnRecord(Exception):  # noqa: N818 - no error: a turn off the quick way
     """A record of our own namespace: stored, it would make a batch that makes a record."""
 
@@ -128,7 +132,7 @@ class Intake(logging.handlers.QueueHandler):
         self._second: tuple[int, str] = (-NO_SECOND, "")  # (microseconds since the epoch of its start, its text)
         self._items = settings.limits.items
         self._short_id = min(SHORT_ID, settings.limits.name_bytes // 4)
-        self._bounds: dict[int, tuple[dict[str, Any], tuple[list[Any], list[str], str]]] = {}
+        self._bounds: dict[int, tuple[dict[str, Any], Bound]] = {}
         self._modules = -1  # how many modules were loaded when we last looked for other libraries' ids
         self._ambient = False
         self._running_loop: Callable[[], Any] | None = None
@@ -201,11 +205,11 @@ class Intake(logging.handlers.QueueHandler):
             if (
                 len(d) == STANDARD_COUNT
                 and next(reversed(d)) == LAST_STANDARD  # nothing was added in the place of something taken away
-                and bound_values() is None
                 and record.processName == "MainProcess"
                 and not self._ambient
             ):
-                rest = NOTHING_MORE
+                bound = bound_values()
+                rest = NOTHING_MORE if bound is None else self._bound(bound)[3]
             else:
                 rest = self._more(record, tuple(d))
             seq = self.next_seq()
@@ -265,7 +269,7 @@ class Intake(logging.handlers.QueueHandler):
         bound = bound_values()
         ids = NO_IDS
         if bound and not id_plan and not self._ambient and bound.keys().isdisjoint(names):
-            fragment, ids = self._bound(bound)[1:]
+            _, fragment, ids, _ = self._bound(bound)
             parts = fragment + parts
         elif bound or id_plan or self._ambient:
             fragment, ids = self._ids(d, names, id_plan, bound or {})
@@ -273,6 +277,9 @@ class Intake(logging.handlers.QueueHandler):
         process = record.processName
         if process != "MainProcess" and process is not None:
             parts.append(f'"processName": {SCALARS[type(process)](process)}')
+        return self._end(ids, parts)
+
+    def _end(self, ids: str, parts: list[str]) -> str:
         if not parts:
             return f"\t{ids}\t{NO_EXCEPTION}\t{NULL}\n"
         attributes = ", ".join(parts)
@@ -296,7 +303,7 @@ class Intake(logging.handlers.QueueHandler):
         if bound:
             if not bound.keys().isdisjoint(names):
                 raise ValueError  # an extra wins over a bound value of its name
-            bound_ids, parts, _ = self._bound(bound)
+            bound_ids, parts, _, _ = self._bound(bound)
             ids = [mine if mine is not None else other for mine, other in zip(bound_ids, ids, strict=True)]
         for index, key in id_plan:
             if d[key] is not None:
@@ -315,8 +322,8 @@ class Intake(logging.handlers.QueueHandler):
             texts.append(text)
         return "\t".join(texts)
 
-    def _bound(self, bound: dict[str, Any]) -> tuple[list[Any], list[str], str]:
-        """Return the ids, the JSON parts and the id columns of bound values. Remembered while they stay bound."""
+    def _bound(self, bound: dict[str, Any]) -> Bound:
+        """Return what bound values become. Remembered while they stay bound."""
         known = self._bounds.get(id(bound))
         if known is not None and known[0] is bound:
             return known[1]
@@ -329,7 +336,8 @@ class Intake(logging.handlers.QueueHandler):
             raise ValueError  # a live object must not be kept
         if len(self._bounds) >= BOUNDS:
             self._bounds.clear()
-        found = (ids, parts, NO_IDS if ids == NO_ID_VALUES else self._id_texts(ids))
+        texts = NO_IDS if ids == NO_ID_VALUES else self._id_texts(ids)
+        found = (ids, parts, texts, self._end(texts, parts))
         self._bounds[id(bound)] = (bound, found)  # `bound` itself, so that its id is not used again meanwhile
         return found
 
