@@ -8,6 +8,7 @@ behind `sys.stderr`. No row content and no dsn is ever passed in; `scrub` is the
 from __future__ import annotations
 
 import os
+import stat
 import sys
 import time
 
@@ -55,11 +56,28 @@ class Diagnostics:
         write_line(f"logsluice[{self.name}]: {line}")
 
 
+def _stderr_status() -> os.stat_result | None:
+    try:
+        return os.fstat(sys.__stderr__.fileno()) if sys.__stderr__ is not None else None
+    except Exception:
+        return None  # closed, or no file
+
+
+_AT_START = _stderr_status()
+
+
+def _is_foreign(now: os.stat_result | None) -> bool:
+    """Whether somebody closed descriptor 2 and a socket has its number now: our line would go to PostgreSQL."""
+    if now is None or not stat.S_ISSOCK(now.st_mode):
+        return False
+    return _AT_START is None or (now.st_dev, now.st_ino) != (_AT_START.st_dev, _AT_START.st_ino)
+
+
 def write_line(line: str) -> None:
     """Write to the original stderr; a closed or missing one is not our program's problem."""
     try:
         stream = sys.__stderr__
-        if stream is not None:
+        if stream is not None and not _is_foreign(_stderr_status()):
             stream.write(line.encode("ascii", "backslashreplace").decode() + "\n")
             stream.flush()
     except Exception:

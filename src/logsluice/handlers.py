@@ -9,6 +9,7 @@ that nobody starts.
 from __future__ import annotations
 
 import functools
+import importlib
 import logging
 import math
 import os
@@ -68,10 +69,13 @@ class PostgresHandler(logging.Handler):
         self._noise = 0
         self._pid = os.getpid()
         self._off_count = Tally()  # records that LOGSLUICE_OFF kept from being taken in
+        self._lost = Tally()  # records that came when the pair could not be made
         lifecycle.register(self)
         # On the instance: a handler that stores pays nothing for those that do not.
         if switched_off():
             self.__dict__["handle"] = self.only_count
+        else:
+            _load_all()
         if lifecycle.diversion is not None:
             lifecycle.diversion(self)
 
@@ -106,7 +110,9 @@ class PostgresHandler(logging.Handler):
                     intake.buffer.append(frame)
                 except Exception:
                     intake.buffer.lost()
-            elif self._pair is not None and type(error) is not CountedError:
+            elif self._pair is None:
+                self._lost.add()
+            elif type(error) is not CountedError:
                 self._pair[0].next_seq()
                 self._pair[0].buffer.lost()
             try:
@@ -207,8 +213,8 @@ class PostgresHandler(logging.Handler):
         return self._make()[0], self._targets["logs"]
 
     def _sinks(self, listener: Listener) -> Callable[[Target, int], Sink]:
-        from logsluice.sinks.link import Link  # noqa: PLC0415 - psycopg: 0.2 s that `import logsluice` must not take
-        from logsluice.sinks.postgres import PostgresSink  # noqa: PLC0415 - psycopg: 0.2 s that `import logsluice` must not take
+        from logsluice.sinks.link import Link  # noqa: PLC0415 - loaded by `_load_all`
+        from logsluice.sinks.postgres import PostgresSink  # noqa: PLC0415 - as above
 
         link = Link(self._settings, self.diagnostics, listener.deadline, self._now)
         return lambda target, stream: PostgresSink(link, target, stream)
@@ -247,7 +253,7 @@ class PostgresHandler(logging.Handler):
         self.__dict__.pop("_diagnostics", None)
         self._pid = os.getpid()
         self._noise = 0
-        self._off_count = Tally()
+        self._off_count, self._lost = Tally(), Tally()
         for old in (pair, made):
             if old is not None:
                 lifecycle.park(old)  # with the connection: closing it would say goodbye on the parent's socket
@@ -368,8 +374,10 @@ def _stats(handler: PostgresHandler, listener: Listener | None) -> Stats:
             dropped_by[key] = dropped_by.get(key, 0) + count
     if off := handler._off_count.value:  # noqa: SLF001 - one module
         dropped_by["off", logging.NOTSET] = off
+    if lost := handler._lost.value:  # noqa: SLF001
+        dropped_by["error", logging.NOTSET] = dropped_by.get(("error", logging.NOTSET), 0) + lost
     dropped = sum(dropped_by.values())
-    offered = sum(route.buffer.offered() for route in routes) + off
+    offered = sum(route.buffer.offered() for route in routes) + off + lost
     abandoned_by = dict(totals.abandoned)
     abandoned = sum(abandoned_by.values())
     now = time.monotonic()
@@ -410,6 +418,18 @@ def _threadsafe(loop: asyncio.AbstractEventLoop, event: asyncio.Event) -> Callab
             pass  # the loop is closed: nobody waits any more
 
     return wake
+
+
+def _load_all() -> None:
+    """
+    Import what the first record and the first connection need.
+
+    An import that a signal handler interrupts and enters again fails, and one that a fork cuts off holds its lock in
+    the child for ever: neither may happen in a logging call.
+    """
+    # psycopg: 0.2 s that `import logsluice` must not take; and the codec of what it tells libpq.
+    for name in ("logsluice.sinks.link", "logsluice.sinks.postgres", "encodings.ascii"):
+        importlib.import_module(name)
 
 
 def _check_dsn(settings: Settings) -> None:

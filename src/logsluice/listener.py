@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import logging.handlers
-import math
 import queue
 import time
 from collections import deque
@@ -50,6 +49,7 @@ class Listener(logging.handlers.QueueListener):
         self._tokens = tokens
         self._urgent = False  # set by any thread, cleared by the listener: do not linger
         self._deadline: float | None = None  # monotonic; set by `finish`: be done by then
+        self._told_lost = False  # set by whoever waited in vain for the end
         self._last_lap = False  # listener only: `finish` was seen
         self._probe = False  # set by any thread, cleared by the listener: attempt now
         self.thread_id: int | None = None  # of the thread, once it runs
@@ -118,10 +118,11 @@ class Listener(logging.handlers.QueueListener):
         """Wait for the end until this monotonic time and a little longer; say what is lost if it does not come."""
         if not self.started:
             self._monitor()  # here: no thread could be started, and none is started at exit
-        if not self.done.wait(deadline + GRACE - time.monotonic()):
+        if not self.done.wait(deadline + GRACE - time.monotonic()) and not self._told_lost:
+            self._told_lost = True
             waiting = sum(route.buffer.rows_waiting() for route in self.routes)
             self.diagnostics.say(
-                "lost", f"{waiting} records were not stored within shutdown_timeout and are lost", every=math.inf
+                "lost", f"{waiting} records were not stored within shutdown_timeout and are lost", every=0
             )
 
     def deadline(self) -> float | None:
@@ -439,10 +440,11 @@ class Listener(logging.handlers.QueueListener):
                 self._settle(route, batch)
         if records:
             self.ledger.totals = self.ledger.totals.abandon(reason, records)
-            self.diagnostics.say(
-                "lost",
-                f"{records} records were not stored before the time to shut down was over "
-                f"(shutdown_timeout={self.settings.shutdown_timeout:g} s) and are lost",
-                every=0,
-            )
+            if not self._told_lost:  # else who waited has said it already
+                self.diagnostics.say(
+                    "lost",
+                    f"{records} records were not stored before the time to shut down was over "
+                    f"(shutdown_timeout={self.settings.shutdown_timeout:g} s) and are lost",
+                    every=0,
+                )
         route.buffer.discard()

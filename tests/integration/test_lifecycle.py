@@ -58,7 +58,7 @@ def test_a_record_of_another_process_with_the_listeners_thread_number_is_stored(
     with Shop(dsn) as shop:
         shop.log()
         assert shop.flush()
-        own = next(iter(lifecycle.OWN_THREADS & {shop.listener._thread.ident}))
+        own = next(iter(lifecycle.OWN_THREADS & {shop.listener.thread_id}))
         record = logging.LogRecord("worker", logging.INFO, "", 1, message(1), None, None)
         record.thread = own
         shop.given.append(1)
