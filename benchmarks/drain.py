@@ -1,42 +1,36 @@
 """
 How much of COPY's own speed is left around it: draining a backlog, beside psycopg writing the same bytes alone.
 
-    python benchmarks/drain.py [--records 100000] [--rounds 5]
+    python benchmarks/drain.py [--rounds 5] [--records 100000] [--json FILE]
 
 Each round fills a buffer whose listener has not started, writes the same frames with one plain psycopg connection in
-batches of the same size, then starts the listener. Medians and their ratio are printed, and one line of JSON.
+batches of the same size, then starts the listener. Medians of rounds.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import logging
-import platform
 import statistics
 import sys
 import time
+from pathlib import Path
 
+import common
 import psycopg
+from common import Ours, row
 
-from logsluice import PostgresHandler, schema
 from logsluice.columns import LOG_COLUMNS
-from logsluice.devserver import EmbeddedPostgres
-from logsluice.listener import Listener
 
 BATCH = 2 * 1024 * 1024  # bytes: the handler's own batch_bytes
 
 
 def fill(dsn, records):
     """Return a handler whose buffer holds the records and whose listener has not started."""
-    start, Listener.start = Listener.start, lambda _self: None
-    handler = PostgresHandler(dsn=dsn, service="bench", capacity_bytes=512 * 1024 * 1024)
-    logger = logging.Logger("bench")
-    logger.addHandler(handler)
-    for n in range(records):
-        logger.info("user %s did %d things to the order", "bob", n, extra={"request": "abc", "n": n})
-    Listener.start = start
-    return handler
+    ours = Ours(dsn)
+    with common.no_listener():
+        for n in range(records):
+            ours.logger.info("user %s did %d things to the order", "bob", n, extra={"request": "abc", "n": n})
+    return ours.handler
 
 
 def frames_of(handler):
@@ -73,33 +67,33 @@ def alone(dsn, data):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--records", type=int, default=100_000)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--records", type=int, default=100_000)
+    parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     ours, plain = [], []
-    with EmbeddedPostgres() as server:
+    with common.prepared_server() as server:
         dsn = server.dsn()
-        with psycopg.connect(dsn, autocommit=True) as conn:
-            schema.migrate(conn)
         warm = fill(dsn, 100)
         drained(warm)
         warm.close()
         for _ in range(args.rounds):
+            common.emptied(dsn)
             handler = fill(dsn, args.records)
             data = frames_of(handler)
             plain.append(args.records / alone(dsn, data))
+            common.emptied(dsn)
             ours.append(args.records / drained(handler))
             handler.close()
-        version = server.version
-    result = {
-        "python": platform.python_version(), "postgresql": version, "psycopg": psycopg.__version__,
-        "records": args.records, "bytes_a_record": round(len(data) / args.records), "rounds": args.rounds,
-        "drained_per_second": round(statistics.median(ours)), "plain_copy_per_second": round(statistics.median(plain)),
-        "ratio": round(statistics.median(ours) / statistics.median(plain), 3),
-    }  # fmt: skip
-    print(f"drained {result['drained_per_second']:,}/s, plain COPY {result['plain_copy_per_second']:,}/s, "
-          f"ratio {result['ratio']}")  # fmt: skip
-    print(json.dumps(result))
+        machine = common.facts(server)
+    ratio = statistics.median(mine / other for mine, other in zip(ours, plain, strict=True))
+    rows = [
+        row("draining a backlog, beside psycopg's COPY of the same bytes alone", ratio, 0.9, least=True, unit="times"),
+        row("drained", statistics.median(ours), unit="records/s"),
+    ]
+    details = {"drained_per_second": ours, "plain_copy_per_second": plain, "bytes_a_record": len(data) // args.records}
+    result = {"facts": machine, "rounds": args.rounds, "records": args.records, "rows": rows, "details": details}
+    common.report("drain", result, args.json)
 
 
 if __name__ == "__main__":

@@ -255,23 +255,13 @@ def script(request, tmp_path):
 def stop_amid_work(command, inbox, folder, dsn, how, *, count=10_000):
     """Start the script, stop it when some hundred orders are paid; (exit status, seconds, output)."""
     inbox.add(f"o{n}" for n in range(count))
-    with interruptible(), Service(command, folder, LOGS_DSN=dsn) as service:
+    with Service(command, folder, LOGS_DSN=dsn) as service:
         assert until(lambda: len(inbox.paid) >= 200, LIMIT), service.output
         started = time.monotonic()
         status = service.stop(how)
         seconds = time.monotonic() - started
     assert inbox.waiting, "all was done before the signal"
     return status, seconds, service.output
-
-
-@contextmanager
-def interruptible():
-    """A program started here gets Ctrl-C: a shell starts its background jobs, us perhaps, with SIGINT ignored."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def test_scripts_store_all_at_sigterm_amid_their_work(dsn, tmp_path, script):
@@ -287,7 +277,7 @@ def test_scripts_store_all_at_sigterm_amid_their_work(dsn, tmp_path, script):
 def test_rows_of_each_script_are_as_its_page_says(dsn, tmp_path, script):
     title, command, inbox = script
     inbox.add(["17", "bad-3"])
-    with interruptible(), Service(command, tmp_path, LOGS_DSN=dsn) as service:
+    with Service(command, tmp_path, LOGS_DSN=dsn) as service:
         assert until(lambda: not inbox.waiting, LIMIT), service.output
         started = time.monotonic()
         assert service.stop(signal.SIGINT) == -signal.SIGINT  # Ctrl-C

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import collections
 import logging
 import threading
 
-import psycopg
 import pytest
 
 from logsluice import lifecycle
@@ -15,42 +13,8 @@ from logsluice.handlers import PostgresHandler
 from logsluice.isolation import set_aside
 from logsluice.listener import Listener
 from logsluice.sinks import Counts, SinkError
-from support.processes import run_program, until
+from support.processes import until
 from support.shop import LIMIT, Shop, message
-
-CHILDREN = """
-import logging, logging.config, multiprocessing, os, sys
-
-logging.config.dictConfig({
-    "version": 1,
-    "handlers": {"postgres": {"class": "logsluice.PostgresHandler", "dsn_env": "LOGS", "linger": 30}},
-    "root": {"level": "INFO", "handlers": ["postgres"]},
-})
-
-def work(name):
-    for n in range(200):
-        logging.info("from %s", name, extra={"id": f"{name}-{n}"})
-
-if __name__ == "__main__":
-    multiprocessing.set_start_method(sys.argv[1])
-    work("parent")
-    child = multiprocessing.Process(target=work, args=("child",))
-    child.start(); child.join()
-    with multiprocessing.Pool(1) as pool:
-        pool.map(work, ["pool"])
-        pool.close(); pool.join()
-"""
-
-
-@pytest.mark.parametrize("method", ["fork", "spawn"])
-def test_children_of_multiprocessing_store_everything(dsn, method):
-    """They leave by os._exit or after util's finalizers; a linger of 30 s shows that nothing but the end sends."""
-    program = run_program(CHILDREN, env={"LOGS": dsn, "PYTHONWARNINGS": "ignore"}, args=[method], timeout=60)
-    assert program.returncode == 0, program.stderr
-    with psycopg.connect(dsn) as conn:
-        rows = conn.execute("SELECT attributes->>'id' FROM logsluice.logs").fetchall()
-    expected = {f"{name}-{n}": 1 for name in ("parent", "child", "pool") for n in range(200)}
-    assert expected == collections.Counter(row[0] for row in rows)
 
 
 def test_a_record_of_another_process_with_the_listeners_thread_number_is_stored(dsn):

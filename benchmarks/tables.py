@@ -1,0 +1,143 @@
+"""
+The tables of README.md and docs/explanation/life-cycle.md, made from benchmarks/results.
+
+    python benchmarks/tables.py [--check]
+
+It rewrites what stands between a page's markers. `--check` writes nothing and fails if a page says something else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+BENCHMARKS = ("call_overhead", "end_to_end", "drain")  # in the order of the table
+NAMES = {"cpu": "", "cores": "cores", "os": "", "python": "Python", "psycopg": "psycopg", "postgresql": "PostgreSQL"}
+
+
+def number(value):
+    """A figure with no more digits than it is worth."""
+    if value >= 1000:
+        return f"{float(f'{value:.3g}'):,.0f}"
+    return f"{value:.1f}" if value >= 10 else f"{value:.2f}" if value >= 0.1 else f"{value:.2g}"
+
+
+def measured_and_goal(row):
+    """Return the texts of both, and whether the goal was missed."""
+    measured, goal = row["measured"], row["goal"]
+    unit = f" {row['unit']}" if row["unit"] else ""
+    if goal is None:
+        return number(measured) + unit, "", False
+    missed = measured < goal if row["least"] else measured > goal
+    return number(measured) + unit, f"{'≥' if row['least'] else '≤'} {goal:,}{unit}", missed
+
+
+def machine(facts):
+    """Machine and versions in one line."""
+    words = []
+    for key, name in NAMES.items():
+        value = facts[key]
+        words.append(f"{value} {name}" if key == "cores" else f"{name} {value}".strip())
+    return ", ".join(words)
+
+
+def speed(results):
+    """README's table: results by name of their benchmark; one that was not run is left out."""
+    lines, machines = [], {}
+    for name in BENCHMARKS:
+        if name not in results:
+            continue
+        machines.setdefault(machine(results[name]["facts"]), []).append(name)
+        for row in results[name]["rows"]:
+            if row["goal"] is None:
+                continue  # beside a goal it explains; the JSON has it
+            measured, goal, missed = measured_and_goal(row)
+            lines.append(f"| {row['what']} | {goal} | {measured}{' **goal missed**' if missed else ''} |")
+    if not lines:
+        return ""
+    table = ["| | goal | measured |", "|---|---|---|", *lines, ""]
+    for words, names in machines.items():
+        run = ", ".join(f"{name}.py ({results[name]['rounds']} rounds)" for name in names)
+        table.append(f"{run}: {words}.")
+    return "\n".join(table)
+
+
+def situations(lines):
+    """The table of life-cycle.md: a row for each situation, a column for each minor version of Python."""
+    cells, pythons = {}, set()
+    for line in lines:
+        minor = tuple(int(part) for part in line["python"].split(".")[:2])
+        pythons.add(minor)
+        cells.setdefault(line["situation"], {}).setdefault(minor, []).append(line)
+    if not cells:
+        return ""
+    columns = sorted(pythons)
+    table = [
+        "| lost / twice / seconds | " + " | ".join(f"{major}.{minor}" for major, minor in columns) + " |",
+        "|---" * (len(columns) + 1) + "|",
+    ]
+    for situation, found in cells.items():
+        name = situation.replace("|", "\\|")
+        table.append(f"| {name} | " + " | ".join(_cell(found.get(python, [])) for python in columns) + " |")
+    return "\n".join(table)
+
+
+def _cell(lines):
+    """The worst of what was lost and stored twice, and the median of the times. Never tested there: empty."""
+    if not lines:
+        return ""
+    seconds = [line["seconds"] for line in lines if line["seconds"] is not None]
+    time = f"{statistics.median(seconds):.2f}" if seconds else "-"
+    worst = max(lines, key=lambda line: line["lost"])
+    lost = f"{worst['lost']:,} of {worst['logged']:,}" if worst["lost"] else "0"
+    return f"{lost} / {max(line['twice'] for line in lines)} / {time}"
+
+
+def between(text, name, content):
+    """Return a page with the content between its two markers."""
+    begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
+    if text.count(begin) != 1 or text.count(end) != 1 or text.index(begin) > text.index(end):
+        raise ValueError(f"the page must hold {begin} and {end}, once each and in this order")
+    before, after = text.split(begin)[0], text.split(end)[1]
+    return f"{before}{begin}\n{content}{chr(10) if content else ''}{end}{after}"
+
+
+def pages(root=ROOT, results=RESULTS):
+    """Return {path: (what it says, what it should say)}."""
+    found = {
+        name: json.loads(path.read_text(encoding="utf-8"))
+        for name in BENCHMARKS
+        if (path := results / f"{name}.json").exists()
+    }
+    judged = results / "situations.jsonl"
+    lines = judged.read_text(encoding="utf-8").splitlines() if judged.exists() else []
+    contents = {
+        root / "README.md": ("benchmarks", speed(found)),
+        root / "docs" / "explanation" / "life-cycle.md": ("situations", situations(json.loads(line) for line in lines)),
+    }
+    made = {}
+    for path, (name, content) in contents.items():
+        text = path.read_text(encoding="utf-8")
+        made[path] = (text, between(text, name, content))
+    return made
+
+
+def main():
+    parser = argparse.ArgumentParser(description="Make the tables of README.md and life-cycle.md from results/.")
+    parser.add_argument("--check", action="store_true", help="write nothing; fail if a page says something else")
+    check = parser.parse_args().check
+    differ = [path for path, (said, should) in pages().items() if said != should]
+    for path in differ:
+        if not check:
+            path.write_text(pages()[path][1], encoding="utf-8")
+        print(f"{path.relative_to(ROOT)} {'is not what results/ says: run tables.py' if check else 'rewritten'}")
+    return int(check and bool(differ))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
