@@ -172,9 +172,10 @@ def _on_sigterm(number: int, frame: FrameType | None) -> None:
     """Drain and hand on. It may have interrupted anything, a wait of ours included: nothing here takes our locks."""
     global _exiting
     if _before_sigterm is not signal.SIG_DFL:
-        ends = [time.monotonic() + handler.shutdown_timeout for handler in handlers()]
-        for handler in handlers():
-            handler.flush(min(ends) - time.monotonic())
+        alive = handlers()
+        end = time.monotonic() + min((handler.shutdown_timeout for handler in alive), default=0.0)
+        for handler in alive:
+            handler.flush(end - time.monotonic())
         if callable(_before_sigterm):  # not SIG_IGN
             _before_sigterm(number, frame)
         return

@@ -63,11 +63,11 @@ def captured(
 
     before = {handler: handler.__dict__.get("handle") for handler in lifecycle.handlers()}
     outer, lifecycle.diversion = lifecycle.diversion, divert_new
-    for handler in before:
-        divert(handler)
     target = logging.getLogger(logger)
     old_level, own = target.level, None
     try:
+        for handler in before:
+            divert(handler)
         if options or not any(_attached(handler) for handler in before):
             own = PostgresHandler(**options)
             target.addHandler(own)
