@@ -84,11 +84,15 @@ def test_root_at_debug_stores_only_the_programs_records(dsn, tmp_path):
 ANY_MOMENT = """
 import random, signal, threading, logsluice
 logsluice.drain_on_sigterm()
+busy = threading.Event()
 def term():
+    busy.wait(20)
     threading.Event().wait(random.random() * 0.1)
     os.kill(os.getpid(), signal.SIGTERM)
 threading.Thread(target=term, daemon=True).start()
-n = 2000
+order(2000)
+busy.set()
+n = 2001
 while True:
     order(n)
     n += 1
