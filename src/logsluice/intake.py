@@ -59,7 +59,7 @@ NO_EXCEPTION = "\t".join([NULL] * 3)
 NOTHING_MORE = f"\t{NO_IDS}\t{NO_EXCEPTION}\t{NULL}\n"
 BOUNDS = 256  # sets of bound context values remembered: about as many as requests are under way at once
 NO_SECOND = 10**18  # microseconds: no record is of the second that is 30,000 years before the epoch
-NO_LINE: tuple[Any, ...] = (None,) * 6
+NO_LINE: tuple[Any, ...] = (object(),) * 6  # not None: a record may hold nothing but Nones
 THREE_DIGITS = tuple(f"{n:03d}" for n in range(1000))
 SHORT_ID = 255  # characters of an id that is certainly within limits.name_bytes
 

@@ -523,14 +523,24 @@ def test_records_that_differ_in_one_cached_field_are_told_apart(field):
     assert [str(value) for value in values] == got
 
 
+def test_two_modules_on_one_line_number_and_a_record_of_nones_are_told_apart():
+    """The quick look at a call site goes by its line; what it finds there may be another's, or nothing."""
+    intake = make_intake()
+    for name in ("a", "b", "a"):
+        assert stored(make_record(name=name), intake)["logger"] == name
+    nones = dict.fromkeys(("pathname", "levelno", "name", "funcName", "levelname"))
+    row = stored(logging.makeLogRecord({**nones, "lineno": 99, "msg": "hello"}), intake)
+    assert (row["logger"], row["file"], row["level"], row["message"]) == (None, None, "0", "hello")
+
+
 def test_caches_are_bounded():
     """A hundred thousand call sites, templates, threads, sets of extras and bound values."""
     intake = make_intake()
     for i in range(4200):
         with context.bound(request=i):
             intake.prepare(make_record(f"m{i} %s", (1,), threadName=f"t{i}", lineno=i, **{f"k{i}": 1}))
-    sizes = [len(cache) for cache in (intake._sites, intake._texts, intake._names, intake._plans, intake._bounds)]
-    assert max(sizes) <= 4096
+    caches = (intake._sites, intake._lines, intake._texts, intake._names, intake._plans, intake._bounds)
+    assert max(len(cache) for cache in caches) <= 4096
     assert len(intake._redactor._answers) <= 4096
 
 
