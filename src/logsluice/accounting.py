@@ -99,7 +99,9 @@ class Stats:
     batches: int
     retries: int
     breaker: str  # closed, open, half_open
+    watermark_missing: int  # how often the row of a stream in use was gone: from there on at least once
     last_stored_at: float | None  # seconds since the epoch
     oldest_waiting_seconds: float  # an upper bound, to within `linger`
     histograms: dict[str, dict[str, Any]]
     recent: dict[str, list[dict[str, Any]]]  # "stored": the last 10 batches, "failed": the last 50
+    journal: dict[str, Any] | None = None  # of the folder, if there is one: see journal_figures in handlers.py

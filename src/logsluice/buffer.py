@@ -32,6 +32,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from logsluice import crashpoints
 from logsluice.primitives import SimpleQueue, on_event_loop
 
 if TYPE_CHECKING:
@@ -48,24 +49,29 @@ QUIET = 0.02  # a pressure below this is one or two small segments: not worth re
 ALWAYS = -(10**9)  # below every level: each append wakes the listener
 
 
+class RefusedError(Exception):
+    """There is no room for a record, and it may go to the fallback. The argument is the reason."""
+
+
 def position(number: int, offset: int) -> int:
     """Return where in its stream this offset of this segment lies."""
     return (number << POSITION_BITS) + offset
 
 
 class Segment:
-    """A fixed-size, zero-filled memory map that frames are appended to."""
+    """A fixed-size, zero-filled memory map that frames are appended to. `mapped`: a file's, for the journal."""
 
-    __slots__ = ("following", "map", "number", "published", "sealed_at", "size", "write")
+    __slots__ = ("following", "map", "number", "published", "sealed_at", "size", "start", "write")
 
-    def __init__(self, number: int, size: int) -> None:
+    def __init__(self, number: int, size: int, mapped: mmap.mmap | None = None) -> None:
         self.number = number
         self.size = size
         # MAP_PRIVATE: a fork that runs no Python hooks must not write into its parent's segment.
-        self.map = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        self.write: Callable[[bytes], int] = self.map.write
+        self.map = mapped or mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        self.start = self.map.tell()  # where frames begin: a file has its header in front of them
+        self.write: Callable[[bytes], int] = crashpoints.around("append", self.map.write)
         if not getattr(sys, "_is_gil_enabled", lambda: True)():  # free-threaded Python: `write` is not atomic
-            self.write = _locked(self.map.write)
+            self.write = _locked(self.write)
         self.sealed_at = 0  # a lower bound of where the data ends; written by whoever seals, read by the listener
         self.following: dict[int, Segment] = {}  # at most one entry, n + 1: set once by setdefault, never removed
         self.published = time.monotonic()
@@ -77,6 +83,7 @@ class Segment:
             if at < self.size:  # else somebody sealed it: the end must not be mistaken for where the data ends
                 self.map.seek(self.size)
                 self.sealed_at = at  # a lower bound: an append between the two lines lies behind it
+                crashpoints.reach("seal")
         except ValueError:
             pass  # unmapped: sealed, read and settled while this thread slept
 
@@ -92,6 +99,10 @@ class Segment:
             return at, False
         nul = self.map.find(b"\0", max(after, self.sealed_at))
         return (self.size if nul < 0 else nul), True
+
+    def drop(self) -> None:
+        """Let go of a segment that was made and never published, or whose frames are settled."""
+        self.map.close()  # a writer that still holds it gets ValueError and follows the chain
 
 
 def _locked(write: Callable[[bytes], int]) -> Callable[[bytes], int]:
@@ -191,11 +202,15 @@ class Buffer:
         self._waiting_writers: deque[tuple[bool, Callable[[], None]]] = deque()
         self._taken = Tally()  # frames appended by `put`: with `capacity`, all
         self._full = False  # no room for anybody; set by writers, cleared by `settle`
+        self.full_reason = "full"  # what a drop for want of room is counted as
         # Listener only.
-        self._oldest = Segment(0, min(FIRST_SEGMENT, capacity_bytes // 8))
-        self._read = 0  # offset in the oldest segment up to which all is settled
+        self._oldest = self._first(min(FIRST_SEGMENT, capacity_bytes // 8))
+        self._read = self._oldest.start  # offset in the oldest segment up to which all is settled
         self.rows_settled = 0  # frames that left the buffer, whatever became of them
         self.own_rows = 0  # frames that the listener itself put in: drop markers
+        self.has_fallback = False  # then a refusal is raised, not counted: the record may find another place
+        self.given_up: dict[str, int] = {}  # reason -> records that were accepted and cannot be read any more
+        self.handed = Tally()  # records that the fallback took in the place of a drop; any thread
         self.dropping_since: float | None = None  # epoch seconds; set by whoever drops first, cleared by the listener
         self.pressure = 0.0  # 0.0 to 1.0; an attribute, so that a request handler can ask for next to nothing
         self._low_refused = False  # only reserve segments are left
@@ -216,7 +231,7 @@ class Buffer:
         deadline = None
         while True:
             if self.closed and not own:
-                return self._drop("closed", level)
+                return self._turn_away("closed", level)
             if not self._refuses(low):
                 segment = self._live()
                 try:
@@ -235,13 +250,13 @@ class Buffer:
             if own:
                 return False
             if self._when_full == "drop":
-                return self._drop("full", level)
+                return self._turn_away(self.full_reason, level)
             if on_event_loop():
-                return self._drop("event_loop", level)
+                return self._turn_away("event_loop", level)
             now = time.monotonic()
             deadline = now + self._block_timeout if deadline is None else deadline
             if now >= deadline or not self._wait_for_room(deadline - now, low=low):
-                return self._drop("block_timeout", level)
+                return self._turn_away("block_timeout", level)
 
     def drop(self, reason: str, level: int) -> None:
         """Count a record that never became a frame or could not be taken in."""
@@ -258,30 +273,45 @@ class Buffer:
         """Hang the next segment on a sealed one; False if there is no room for it."""
         if segment.following:
             return True
-        size = self._next_size(segment, least)
-        mapped = self.mapped_bytes() + size
-        if mapped > self.capacity_bytes or (low and mapped > self._open_to_all):
-            self._full = mapped > self.capacity_bytes
+        following = self._following(segment, least, low=low)
+        if following is None:
             self._aim(reserve=True)
             self._wake()  # else an idle listener, done since we looked, would never call `relieve`: refused for ever
             return False
-        try:
-            following = Segment(segment.number + 1, size)
-        except (OSError, MemoryError):  # the machine has no memory left: no room, like any other
-            self._full = True
-            self._aim()
-            self._wake()
-            return False
+        crashpoints.reach("roll")
         self._newest = segment.following.setdefault(following.number, following)
+        if self._newest is not following:
+            following.drop()
         self._aim()
         self._wake()  # a full segment is worth a batch
         return True
+
+    def _first(self, size: int) -> Segment:
+        """Return the segment that the stream begins with."""
+        return Segment(0, size)
+
+    def _following(self, segment: Segment, least: int, *, low: bool) -> Segment | None:
+        """Make what comes after a sealed segment and holds a frame of `least` bytes; None if it may not be."""
+        size = self._next_size(segment, least)
+        held = self.held_bytes() + self._cost(size)
+        if held > self.capacity_bytes or (low and held > self._open_to_all):
+            self._full = held > self.capacity_bytes
+            return None
+        try:
+            return Segment(segment.number + 1, size)
+        except (OSError, MemoryError):  # the machine has no memory left: no room, like any other
+            self._full = True
+            return None
 
     def _next_size(self, segment: Segment, least: int) -> int:
         quick = time.monotonic() - segment.published < QUICK
         size = min(segment.size, LARGEST_SEGMENT) * (2 if quick else 1)
         size = min(size, LARGEST_SEGMENT, self.capacity_bytes // 8)
         return max(size, least)  # a frame larger than the next segment opens one that fits it
+
+    def _cost(self, size: int) -> int:
+        """Return what a new segment adds to `held_bytes`."""
+        return size
 
     @property
     def _open_to_all(self) -> int:
@@ -292,10 +322,10 @@ class Buffer:
         write = self._live().write
         refuse_all = self._full or self.closed or self._capacity is not None
         self.append = _refuse if refuse_all else write
-        in_reserve = reserve or self.mapped_bytes() > self._open_to_all
+        in_reserve = reserve or self.held_bytes() > self._open_to_all
         self._low_refused = in_reserve
         self.append_low = _refuse if refuse_all or in_reserve else write
-        share = self.mapped_bytes() / self.capacity_bytes
+        share = self.held_bytes() / self.capacity_bytes
         if self._capacity is not None:
             share = max(share, self._held() / self._capacity)
         self.pressure = 1.0 if self._full else min(1.0, share)
@@ -315,6 +345,11 @@ class Buffer:
     def _held(self) -> int:
         # Not `rows_waiting`: that counts blocked calls as well, which would then wait for each other.
         return self._taken.value - self.rows_settled
+
+    def _turn_away(self, reason: str, level: int) -> bool:
+        if self.has_fallback:
+            raise RefusedError(reason)
+        return self._drop(reason, level)
 
     def _drop(self, reason: str, level: int) -> bool:
         if self.dropping_since is None:
@@ -355,18 +390,21 @@ class Buffer:
         self._waiting_writers.append((True, call))
         return not self._refuses(low=True)
 
+    def hasten(self) -> None:
+        """Hear that a record of `flush_level` came."""
+
     # --- counts, any thread -------------------------------------------------------------------------------------
 
-    def mapped_bytes(self) -> int:
-        """Bytes of all segments that wait. Walks them: tens at most, only when one is rolled or asked about."""
+    def held_bytes(self) -> int:
+        """Bytes that count against `capacity_bytes`: of all segments. Walks them: tens at most, when one is rolled."""
         return sum(segment.size for segment in self._chain())
 
     def waiting_bytes(self) -> int:
         """Bytes of frames that wait."""
-        total = -self._read
+        total = self._oldest.start - self._read
         for segment in self._chain():
             try:
-                total += segment.end(0)[0]
+                total += segment.end(segment.start)[0] - segment.start
             except ValueError:
                 pass  # settled while we walked
         return max(0, total)
@@ -381,7 +419,8 @@ class Buffer:
 
     def rows_waiting(self) -> int:
         """Records accepted and not settled, those inside their logging call included."""
-        gone = self.rows_settled + sum(self.dropped().values())  # read first: a record is offered before it can go
+        # Read first: a record is offered before it can go.
+        gone = self.rows_settled + self.handed.value + sum(self.dropped().values())
         return self.offered() + self.own_rows - gone
 
     def _chain(self) -> Iterator[Segment]:
@@ -402,7 +441,8 @@ class Buffer:
         while True:
             segment = self._live()
             try:
-                return position(segment.number, segment.end(self._read if segment is self._oldest else 0)[0])
+                seen = self._read if segment is self._oldest else segment.start
+                return position(segment.number, segment.end(seen)[0])
             except ValueError:  # unmapped meanwhile: a later one is live, unless all were discarded
                 if not segment.following:
                     return self.settled
@@ -411,15 +451,22 @@ class Buffer:
         """Return the oldest batch of at most `batch_bytes`, or None. It stays here until `settle`; listener only."""
         while True:
             segment = self._oldest
-            end, finished = segment.end(self._read)
-            if end > self._read:
-                data = segment.map[self._read : self._batch_end(segment, end, batch_bytes)]
-                if batch_size is not None:
-                    data = _first_rows(data, batch_size)
-                return Batch(position(segment.number, self._read), data)
+            batch, finished = self._rows_of(segment, batch_bytes, batch_size)
+            if batch is not None:
+                return batch
             if not finished or not segment.following:
                 return None
             self._advance(segment)
+
+    def _rows_of(self, segment: Segment, batch_bytes: int, batch_size: int | None) -> tuple[Batch | None, bool]:
+        """Return the oldest batch of the oldest segment, and whether no other row can come into it."""
+        end, finished = segment.end(self._read)
+        if end <= self._read:
+            return None, finished
+        data = segment.map[self._read : self._batch_end(segment, end, batch_bytes)]
+        if batch_size is not None:
+            data = first_rows(data, batch_size)
+        return Batch(position(segment.number, self._read), data), finished
 
     def _batch_end(self, segment: Segment, end: int, batch_bytes: int) -> int:
         if end - self._read <= batch_bytes:
@@ -431,12 +478,7 @@ class Buffer:
 
     def sample(self, count: int) -> list[bytes]:
         """Return about so many of the waiting frames, at random from all segments, and the newest; listener only."""
-        spans = []
-        for segment in self._chain():
-            begin = self._read if segment is self._oldest else 0
-            end = segment.end(begin)[0]
-            if end > begin:
-                spans.append((segment.map, begin, end))
+        spans = list(self._readable())
         frames = []
         for data, begin, end in spans:
             for _ in range(-(-count // len(spans))):
@@ -445,6 +487,14 @@ class Buffer:
         for data, begin, end in spans[-1:]:
             frames.append(data[data.rfind(b"\n", begin, end - 1) + 1 or begin : end])
         return list(dict.fromkeys(frames))
+
+    def _readable(self) -> Iterator[tuple[mmap.mmap | bytes, int, int]]:
+        """Yield (bytes, begin, end) of whole rows that wait, those of the oldest segment first."""
+        for segment in self._chain():
+            begin = self._read if segment is self._oldest else segment.start
+            end = segment.end(begin)[0]
+            if end > begin:
+                yield segment.map, begin, end
 
     def settle(self, batch: Batch) -> None:
         """Forget a batch that is stored, dead or abandoned, and let waiting writers in. Listener only."""
@@ -456,9 +506,9 @@ class Buffer:
         self.relieve()
 
     def _advance(self, segment: Segment) -> None:
-        self._oldest = segment.following[segment.number + 1]
-        self._read = 0
-        segment.map.close()  # a writer that still holds it gets ValueError and follows the chain
+        following = segment.following[segment.number + 1]
+        self._oldest, self._read = following, following.start
+        segment.drop()
 
     def relieve(self) -> None:
         """Open the quick appends again where there is room; each tick, so that a lost race heals itself."""
@@ -466,16 +516,24 @@ class Buffer:
             # With what the next append would map: opened while it is still full, the next record would close it again
             # and wake us, and so on without a pause all through an outage.
             newest = self._live()
-            least = self._next_size(newest, 0) if newest.sealed else 0
-            mapped = self.mapped_bytes() + least
-            self._full = mapped > self.capacity_bytes
-            self._aim(reserve=mapped > self._open_to_all)
+            least = self._cost(self._next_size(newest, 0)) if newest.sealed else 0
+            held = self.held_bytes() + least
+            self._full = held > self.capacity_bytes
+            self._aim(reserve=held > self._open_to_all)
             for _ in range(len(self._waiting_writers)):
                 low, call = self._waiting_writers.popleft()
                 if self._refuses(low):
                     self._waiting_writers.append((low, call))
                 else:
                     call()
+
+    def keep(self) -> None:
+        """Leave out of `take` what will be there for the next process. At the end, any number of times."""
+
+    def finish(self) -> tuple[int, bool]:
+        """Close everything for good; return how many records are kept, and whether nothing is left of the stream."""
+        self.discard()
+        return 0, False
 
     def close(self) -> None:
         """Refuse every later record."""
@@ -499,7 +557,8 @@ def _refuse(_frame: bytes) -> int:
     raise ValueError
 
 
-def _first_rows(data: bytes, count: int) -> bytes:
+def first_rows(data: bytes, count: int) -> bytes:
+    """Return the first so many lines, or all if there are fewer."""
     at = -1
     for _ in range(count):
         following = data.find(b"\n", at + 1)

@@ -12,6 +12,7 @@ import difflib
 import logging
 import os
 import re
+import socket
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -20,11 +21,12 @@ from logsluice.errors import ConfigError
 
 KIB = 1024
 MIB = 1024 * KIB
+GIB = 1024 * MIB
 
 PARTITION_WIDTHS = ("day", "hour", "week", "month", "none")
 
 # Named by the design, not built yet: saying so is kinder than "unknown option".
-NOT_YET = ("journal", "journal_bytes", "fsync", "connections", "shard_by", "fallback")
+NOT_YET = ("connections", "shard_by")
 
 
 def switched_off() -> bool:
@@ -70,6 +72,13 @@ class Settings:
     block_timeout: float = 1.0  # seconds a logging call waits for room under "block"
     keep_level: int = logging.WARNING  # from here on a record may use the last fifth of the capacity
 
+    # The journal: the buffer in files, which survives the process.
+    journal: str | None = None  # a folder; processes and handlers may share it; None: memory only
+    journal_bytes: int = 1 * GIB  # of all files in the folder; never exceeded
+    fsync: str | float = "never"  # when files reach the device: "never", every so many seconds, "always": in the call
+    journal_unsafe_fs: bool = False  # take a file system on which a full disk can kill the process
+    fallback: str | None = None  # name of another handler: it gets what would be dropped, or is left in memory at exit
+
     # Batches.
     batch_size: int | None = None  # records in one transaction; None: only bytes count
     batch_bytes: int = 2 * MIB  # bytes in one transaction
@@ -91,6 +100,17 @@ class Settings:
     max_frame_bytes: int = 4 * MIB  # of the whole encoded record
     redact: Any = "keys"  # None, "keys", "patterns", a list of keys, {"keys": [...], "patterns": [...]}
     limits: Limits = dataclasses.field(default_factory=Limits)
+
+
+def identity(settings: Settings) -> dict[str, Any]:
+    """Return who writes: what the stream's row, and a journal's header, say of this process."""
+    return {
+        "service": settings.service,
+        "environment": settings.environment,
+        "version": settings.service_version,
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+    }
 
 
 def settings_from(options: Mapping[str, Any]) -> Settings:
@@ -142,6 +162,13 @@ def _check_together(settings: Settings, given: frozenset[str]) -> None:
             f"max_frame_bytes ({settings.max_frame_bytes}) must be at most a quarter of "
             f"capacity_bytes ({settings.capacity_bytes})"
         )
+    if settings.journal is not None and settings.max_frame_bytes * 4 > settings.journal_bytes:
+        raise ConfigError(
+            f"max_frame_bytes ({settings.max_frame_bytes}) must be at most a quarter of "
+            f"journal_bytes ({settings.journal_bytes})"
+        )
+    if settings.journal is None and (alone := given & {"journal_bytes", "fsync", "journal_unsafe_fs"}):
+        raise ConfigError(f"{', '.join(sorted(alone))} says nothing without journal=; name a folder, or leave it out")
     if settings.backoff_initial > settings.backoff_max:
         raise ConfigError(
             f"backoff_initial ({settings.backoff_initial}) must not be above backoff_max ({settings.backoff_max})"
@@ -203,6 +230,23 @@ def _variable(name: str, value: Any) -> Any:
     return value
 
 
+def _folder(name: str, value: Any) -> Any:
+    if value is None:
+        return None
+    if not isinstance(value, (str, os.PathLike)) or not os.fspath(value) or "\0" in str(os.fspath(value)):
+        raise ConfigError(f"{name} must be the path of a folder or None, got {value!r}")
+    return os.path.abspath(os.fspath(value))  # noqa: PTH100 - a program may change its folder later
+
+
+def _fsync(name: str, value: Any) -> Any:
+    if isinstance(value, str) and value in {"never", "always"}:
+        return value
+    # 10 ms: about what one fdatasync takes on a disk that spins.
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0.01 <= value < float("inf"):
+        raise ConfigError(f"{name} must be 'never', 'always', or seconds of at least 0.01, got {value!r}")
+    return value
+
+
 def _flag(name: str, value: Any) -> bool:
     if not isinstance(value, bool):
         raise ConfigError(f"{name} must be true or false, got {value!r}")
@@ -249,6 +293,11 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "when_full": _one_of("drop", "block"),
     "block_timeout": _number(0, "seconds"),
     "keep_level": _level,
+    "journal": _folder,
+    "journal_bytes": _number(1 * MIB, "a number of bytes", whole=True),
+    "fsync": _fsync,
+    "journal_unsafe_fs": _flag,
+    "fallback": _text,
     "batch_size": _number(1, "a number of records", none=True, whole=True),
     "batch_bytes": _number(1 * KIB, "a number of bytes", whole=True),
     "linger": _number(0.001, "seconds"),  # below a millisecond the listener would only spin

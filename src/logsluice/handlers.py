@@ -16,19 +16,25 @@ import os
 import queue
 import random
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from logsluice import lifecycle
-from logsluice.accounting import Stats
-from logsluice.buffer import Buffer, Tally
+from logsluice.accounting import Ledger, Stats
+from logsluice.adoption import Adopter, OrphanBuffer
+from logsluice.buffer import Buffer, RefusedError, Tally
 from logsluice.capture import Rules
 from logsluice.columns import target_from
-from logsluice.config import Settings, settings_from, switched_off
+from logsluice.config import Settings, identity, settings_from, switched_off
 from logsluice.diagnostics import Diagnostics
 from logsluice.errors import ConfigError
+from logsluice.fallback import Fallback
+from logsluice.folder import Folder, boot_id
 from logsluice.intake import CountedError, Intake
+from logsluice.journal import Header
+from logsluice.journal_buffer import JournalBuffer
 from logsluice.lifecycle import OWN_THREADS
-from logsluice.listener import Listener
+from logsluice.listener import Listener, adoption_figures
 from logsluice.primitives import SimpleQueue, get_ident
 from logsluice.redaction import Redactor
 from logsluice.routes import Route
@@ -38,7 +44,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from logsluice.columns import Target
-    from logsluice.sinks import Sink
+    from logsluice.sinks.postgres import PostgresSink
 
 STREAM_BITS = 63  # a positive bigint; two of a million streams meet with a chance of 1 in 18 million
 
@@ -70,12 +76,14 @@ class PostgresHandler(logging.Handler):
         self._pid = os.getpid()
         self._off_count = Tally()  # records that LOGSLUICE_OFF kept from being taken in
         self._lost = Tally()  # records that came when the pair could not be made
+        self._folder: Folder | None = None  # the journal's, of this process
         lifecycle.register(self)
         # On the instance: a handler that stores pays nothing for those that do not.
         if switched_off():
             self.__dict__["handle"] = self.only_count
         else:
             _load_all()
+            self._check_journal()
         if lifecycle.diversion is not None:
             lifecycle.diversion(self)
 
@@ -104,6 +112,9 @@ class PostgresHandler(logging.Handler):
                 return False
             intake.enqueue(frame, record.levelno)
         except Exception as error:
+            if type(error) is RefusedError:
+                self._hand_over(record, error)
+                return True
             # Only C calls until all is counted: the stack may be full, and a call of ours would fail like the last one.
             if frame is not None:  # it has its number; its level was missing, or there was no stack left
                 try:
@@ -132,6 +143,20 @@ class PostgresHandler(logging.Handler):
         """As `handle`, for callers that go round it."""
         self.handle(record)
 
+    def _hand_over(self, record: logging.LogRecord, error: RefusedError) -> None:
+        """Give the fallback a record for which there is no room. Never raises."""
+        pair, fallback = self._pair, self._fallback
+        if pair is None:
+            return
+        buffer = pair[0].buffer
+        try:
+            if fallback is not None and fallback.take(record):
+                buffer.handed.add()
+                return
+        except Exception:
+            pass  # no stack left for it: a drop like any other
+        buffer.drop(str(error), record.levelno if isinstance(record.levelno, int) else logging.NOTSET)
+
     def _odd(self, error: Exception) -> None:
         """Say that a record lacked what every record has. Never raises."""
         try:
@@ -143,7 +168,11 @@ class PostgresHandler(logging.Handler):
 
     def _open(self) -> tuple[Intake, Listener]:
         """Make buffers and listener, and start the thread. Two first records at once: the loser's pair is dropped."""
-        pair: tuple[Intake, Listener] = self.__dict__.setdefault("_made", self._make())
+        made = self._make()
+        pair: tuple[Intake, Listener] = self.__dict__.setdefault("_made", made)
+        if made is not pair:
+            for route in made[1].routes:
+                route.own.finish()  # of a journal: its files
         self._pair = pair
         if self._ended:  # looked at after `_pair` is set: a close() before that has not seen these buffers
             for route in pair[1].routes:
@@ -164,6 +193,7 @@ class PostgresHandler(logging.Handler):
             return
         try:
             listener.start()
+            listener.keeper.start()
         except RuntimeError as error:
             self.diagnostics.say(
                 "thread", f"the listener's thread cannot be started ({error}); records wait, it is tried again"
@@ -175,22 +205,26 @@ class PostgresHandler(logging.Handler):
             self._start(listener)
         listener.hurry()
 
-    def _make(self) -> tuple[Intake, Listener]:
+    def _check_journal(self) -> None:
+        """Make, allocate and remove one file in the journal's folder; say what a person should know of the place."""
+        settings = self._settings
+        if settings.journal is None:
+            return
+        from logsluice import folder  # noqa: PLC0415 - fcntl: not on Windows
+
+        said = folder.check(settings.journal, unsafe_fs=settings.journal_unsafe_fs)
+        if said:
+            self.diagnostics.say("journal-place", said)
+
+    def _make(self, *, journal: bool = True) -> tuple[Intake, Listener]:
         settings = self._settings
         tokens: SimpleQueue[None] = SimpleQueue()
         listener = Listener(tokens, settings, self.diagnostics)
         sinks = self._sinks(listener)
         for name, target in self._targets.items():
             stream = random.SystemRandom().getrandbits(STREAM_BITS)
-            buffer = Buffer(
-                stream=stream,
-                capacity_bytes=settings.capacity_bytes // len(self._targets),
-                capacity=settings.capacity,
-                keep_level=settings.keep_level,
-                when_full=settings.when_full,
-                block_timeout=settings.block_timeout,
-                wake=functools.partial(self._wake, listener),
-            )
+            buffer = self._buffer(stream, target, listener, journal=journal)
+            buffer.has_fallback = self._fallback is not None and journal
             rules = Rules(
                 settings.limits,
                 settings.max_message_bytes,
@@ -200,19 +234,85 @@ class PostgresHandler(logging.Handler):
                 self._now,
             )
             intake = Intake(tokens, buffer, target, settings, rules)
+            if settings.fsync == "always" and isinstance(buffer, JournalBuffer):
+                intake.sync = buffer.sync
             route = Route(
                 name, buffer, intake, target, sinks(target, stream), listener.new_breaker(), settings.batch_bytes,
                 storing_since=time.monotonic(),
             )  # fmt: skip
-            listener.routes.append(route)
+            listener.add(route)
+        if settings.journal is not None and journal:
+            self._prepare_adoption(listener, sinks)
+        if self._fallback is not None:
+            listener.fallback = self._fallback.take_frame
         self.diagnostics.detail(f"start: {self._shown()}")
-        return listener.routes[0].intake, listener
+        return listener.intakes[0], listener
+
+    def _buffer(self, stream: int, target: Target, listener: Listener, *, journal: bool) -> Buffer:
+        settings = self._settings
+        options: dict[str, Any] = {
+            "capacity": settings.capacity,
+            "keep_level": settings.keep_level,
+            "when_full": settings.when_full,
+            "block_timeout": settings.block_timeout,
+            "wake": functools.partial(self._wake, listener),
+        }
+        share = len(self._targets)
+        if settings.journal is None or not journal:
+            return Buffer(stream=stream, capacity_bytes=settings.capacity_bytes // share, **options)
+        if self._folder is None:
+            self._folder = Folder(settings.journal)
+        buffer = JournalBuffer(
+            self._folder,
+            self._header(stream, target),
+            journal_bytes=settings.journal_bytes,
+            memory_bytes=settings.capacity_bytes // share,
+            fsync=settings.fsync,
+            diagnostics=self.diagnostics,
+            hurry=listener.keeper.hurry,
+            **options,
+        )
+        listener.keeper.buffers.append(buffer)
+        return buffer
+
+    def _header(self, stream: int, target: Target) -> Header:
+        """Return what the first line of a stream's segments says, but for their numbers."""
+        from logsluice.sinks.link import described  # noqa: PLC0415 - loaded by `_load_all`
+
+        where = {**described(self._settings), "schema": target.schema, "table": target.table}
+        return Header(
+            stream, 0, 0, boot_id(), "postgres", target.home, where, target.columns,
+            mapped=target.sources is not None, who=identity(self._settings),
+        )  # fmt: skip
+
+    def _prepare_adoption(self, listener: Listener, sinks: Callable[[Target, int], PostgresSink]) -> None:
+        """Tell the listener what to look for in the journal's folder, and how an orphan's route is made."""
+        settings, folder = self._settings, self._folder
+        assert folder is not None
+        # One table a handler by now; the orphans of others are left, and said.
+        mine = listener.routes[0]
+        wanted = self._header(0, mine.target)
+        listener.adopter = Adopter(
+            folder, wanted, {f"{route.buffer.stream:016x}" for route in listener.routes}, self.diagnostics
+        )
+
+        def make_route(orphan: OrphanBuffer) -> Route:
+            header = orphan.header or wanted
+            target = replace(mine.target, columns=header.columns, sources=() if header.mapped else None)
+            sink = sinks(target, orphan.stream)
+            sink.who, sink.known_base = header.who, orphan.known
+            return Route(
+                orphan.name, orphan, None, target, sink, listener.new_breaker(), settings.batch_bytes,
+                storing_since=time.monotonic(),
+            )  # fmt: skip
+
+        listener.make_route = make_route
 
     def entry(self) -> tuple[Intake, Target]:
         """Return an entry with nothing behind it, and its table. For `logsluice.testing`."""
-        return self._make()[0], self._targets["logs"]
+        return self._make(journal=False)[0], self._targets["logs"]
 
-    def _sinks(self, listener: Listener) -> Callable[[Target, int], Sink]:
+    def _sinks(self, listener: Listener) -> Callable[[Target, int], PostgresSink]:
         from logsluice.sinks.link import Link  # noqa: PLC0415 - loaded by `_load_all`
         from logsluice.sinks.postgres import PostgresSink  # noqa: PLC0415 - as above
 
@@ -223,8 +323,8 @@ class PostgresHandler(logging.Handler):
         """Use the formatter's text as `message`; exceptions keep their own columns."""
         super().setFormatter(fmt)
         if self._pair is not None:
-            for route in self._pair[1].routes:
-                route.intake.choose_way()
+            for intake in self._pair[1].intakes:
+                intake.choose_way()
 
     def _formatter(self) -> logging.Formatter | None:
         return self.formatter
@@ -239,6 +339,16 @@ class PostgresHandler(logging.Handler):
         if found is None:
             name = self.get_name() or type(self).__name__
             found = self.__dict__.setdefault("_diagnostics", Diagnostics(name))
+        return found
+
+    @property
+    def _fallback(self) -> Fallback | None:
+        name = self._settings.fallback
+        if name is None:
+            return None
+        found: Fallback | None = self.__dict__.get("_last_resort")
+        if found is None:
+            found = self.__dict__.setdefault("_last_resort", Fallback(name, self, self.diagnostics))
         return found
 
     def _shown(self) -> str:
@@ -257,8 +367,12 @@ class PostgresHandler(logging.Handler):
         for old in (pair, made):
             if old is not None:
                 lifecycle.park(old)  # with the connection: closing it would say goodbye on the parent's socket
-                for route in old[1].routes:
+                for route in [*old[1].routes, *old[1].adopted]:
                     route.buffer.discard()
+        if self._folder is not None:
+            self._folder.renew()
+            self._folder = None
+        self.__dict__.pop("_last_resort", None)
 
     # --- flush, close -------------------------------------------------------------------------------------------
 
@@ -342,7 +456,7 @@ class PostgresHandler(logging.Handler):
         while True:
             room = asyncio.Event()
             wake = _threadsafe(loop, room)
-            full = [route for route in pair[1].routes if not route.buffer.when_room(wake)]
+            full = [route for route in pair[1].routes if not route.own.when_room(wake)]
             if not full:
                 return True
             pair[1].hurry()
@@ -352,7 +466,7 @@ class PostgresHandler(logging.Handler):
                 return False
             finally:
                 for route in full:
-                    route.buffer.forget(wake)
+                    route.own.forget(wake)
 
     def stats(self) -> Stats:
         """Return one consistent snapshot; the law in accounting.py holds for it. Does not block."""
@@ -363,10 +477,10 @@ class PostgresHandler(logging.Handler):
 
 
 def _stats(handler: PostgresHandler, listener: Listener | None) -> Stats:
-    from logsluice.accounting import Ledger  # noqa: PLC0415
-
+    settings = handler._settings  # noqa: SLF001 - one module
     ledger = Ledger() if listener is None else listener.ledger
     routes = [] if listener is None else listener.routes
+    intakes = [] if listener is None else listener.intakes
     totals = ledger.totals  # first: what is stored was offered before, so `waiting` is never negative
     dropped_by: dict[tuple[str, int], int] = {}
     for route in routes:
@@ -379,6 +493,8 @@ def _stats(handler: PostgresHandler, listener: Listener | None) -> Stats:
     dropped = sum(dropped_by.values())
     offered = sum(route.buffer.offered() for route in routes) + off + lost
     abandoned_by = dict(totals.abandoned)
+    if handed := sum(route.own.handed.value for route in routes):
+        abandoned_by["fallback"] = abandoned_by.get("fallback", 0) + handed
     abandoned = sum(abandoned_by.values())
     now = time.monotonic()
     since = [since for route in routes if (since := route.first_seen()) is not None]
@@ -395,9 +511,9 @@ def _stats(handler: PostgresHandler, listener: Listener | None) -> Stats:
         abandoned_by=abandoned_by,
         waiting=offered - dropped - totals.stored - totals.dead - abandoned,
         waiting_bytes=sum(route.buffer.waiting_bytes() for route in routes),
-        capacity_bytes=handler._settings.capacity_bytes,  # noqa: SLF001 - one module
+        capacity_bytes=settings.capacity_bytes if settings.journal is None else settings.journal_bytes,
         full=any(route.buffer.under_pressure for route in routes),
-        sanitized=sum(route.intake.sanitized for route in routes),
+        sanitized=sum(intake.sanitized for intake in intakes),
         own_noise=handler._noise,  # noqa: SLF001
         markers=totals.markers,
         batches=totals.batches,
@@ -407,7 +523,39 @@ def _stats(handler: PostgresHandler, listener: Listener | None) -> Stats:
         oldest_waiting_seconds=max((now - one for one in since), default=0.0),
         histograms=ledger.histograms(),
         recent={"stored": list(ledger.recent_stored), "failed": list(ledger.recent_failed)},
+        watermark_missing=sum(getattr(route.sink, "missing", 0) for route in routes),
+        journal=None if settings.journal is None or listener is None else journal_figures(settings.journal, listener),
     )
+
+
+def journal_figures(path: str, listener: Listener) -> dict[str, Any]:
+    """
+    Return what `stats().journal` says.
+
+    folder; bytes: of all files in it, of all processes; segments: of this process;
+    in_memory_bytes: accepted while the disk refused, and not durable; trouble: what the disk said, None when it took
+    the last file; sync_failures, truncated, quarantined: files; adopted: one entry for each orphan, by its state
+    (sending, blocked, done); left: orphans of other targets, and why.
+    """
+    buffers = [route.buffer for route in listener.routes if isinstance(route.buffer, JournalBuffer)]
+    chains = [list(buffer._journal_chain()) for buffer in buffers]  # noqa: SLF001 - one room
+    now = time.monotonic()
+    sending = [
+        adoption_figures(route, "blocked" if route.breaker.state(now) == "open" else "sending")
+        for route in list(listener.adopted)
+    ]
+    return {
+        "folder": path,
+        "bytes": max((buffer.measure() for buffer in buffers), default=0),
+        "segments": sum(map(len, chains)),
+        "in_memory_bytes": sum(one.size for chain in chains for one in chain if not one.file),
+        "trouble": next((buffer.trouble for buffer in buffers if buffer.trouble), None),
+        "sync_failures": sum(buffer.sync_failures for buffer in buffers),
+        "truncated": sum(buffer.truncated for buffer in buffers),
+        "quarantined": sum(buffer.quarantined for buffer in buffers),
+        "adopted": [*listener.adoptions.values(), *sending],
+        "left": dict(listener.adopter.left) if listener.adopter is not None else {},
+    }
 
 
 def _threadsafe(loop: asyncio.AbstractEventLoop, event: asyncio.Event) -> Callable[[], None]:

@@ -224,6 +224,23 @@ class Intake(logging.handlers.QueueHandler):
             pass  # a wrong format string, a NaN, a hostile object: the whole way stores it
         return self._whole(record, seq)
 
+    @property
+    def sync(self) -> Callable[[], object]:
+        """What makes an append durable against power loss before the call returns; set by the handler."""
+        return self._sync
+
+    @sync.setter
+    def sync(self, call: Callable[[], object]) -> None:
+        self._sync = call
+        self.enqueue = self._enqueue_and_sync  # type: ignore[method-assign]  # on the instance: others pay nothing
+
+    def _enqueue_and_sync(self, frame: bytes, level: int = logging.INFO) -> None:
+        Intake.enqueue(self, frame, level)
+        try:
+            self._sync()
+        except OSError:
+            pass  # said by the buffer; the frame is in, and must not be offered again
+
     def enqueue(self, frame: bytes, level: int = logging.INFO) -> None:  # type: ignore[override]
         """Append a frame; blocks only with `when_full="block"`. A frame of a lower level may be dropped, counted."""
         buffer = self.buffer
@@ -238,6 +255,7 @@ class Intake(logging.handlers.QueueHandler):
         if level >= self.wake_level:
             if level >= self._flush_level:
                 self.urgent = True
+                buffer.hasten()
             try:
                 if self.no_token():
                     self.put(None)

@@ -17,19 +17,27 @@ from typing import TYPE_CHECKING
 
 from logsluice import lifecycle
 from logsluice.accounting import Ledger
+from logsluice.adoption import LOOK_EVERY, OrphanBuffer
 from logsluice.buffer import ALWAYS
 from logsluice.delivery import Backoff, Breaker, Failure, Verdict, decide
 from logsluice.isolation import is_storm, set_aside
+from logsluice.journal import UnreadableError
+from logsluice.journal_buffer import JournalBuffer
+from logsluice.keeper import Keeper
 from logsluice.notices import Notices
 from logsluice.primitives import Done, SimpleQueue, get_ident, start_thread
 from logsluice.sinks import Counts, SinkError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import Any
 
+    from logsluice.adoption import Adopter
     from logsluice.buffer import Batch
+    from logsluice.columns import Target
     from logsluice.config import Settings
     from logsluice.diagnostics import Diagnostics
+    from logsluice.intake import Intake
     from logsluice.routes import Route
 
 GRACE = 0.5  # seconds after a deadline: the listener itself ends there, and should be heard saying what it left
@@ -45,6 +53,14 @@ class Listener(logging.handlers.QueueListener):
         self.diagnostics = diagnostics
         self.ledger = Ledger()
         self.routes: list[Route] = []
+        self.intakes: list[Intake] = []  # of these routes
+        self.keeper = Keeper(diagnostics)  # does nothing without a journal
+        self.adopter: Adopter | None = None  # with a journal: finds what dead processes left in its folder
+        self.make_route: Callable[[OrphanBuffer], Route] | None = None  # for what it finds
+        self.adopted: list[Route] = []  # each served by its own turn, one batch a sweep
+        self.adoptions: dict[str, dict[str, Any]] = {}  # what became of those that are done, by stream
+        self.fallback: Callable[[bytes, Target], bool] | None = None  # for frames that are left in memory at the end
+        self._look_at = 0.0  # monotonic: when to look for orphans again
         self.done = Done()  # set when the thread has ended; not used by logging calls
         self._tokens = tokens
         self._urgent = False  # set by any thread, cleared by the listener: do not linger
@@ -59,7 +75,15 @@ class Listener(logging.handlers.QueueListener):
         # Around connecting, for all routes; each route has its own for its table.
         self.breaker = self.new_breaker()
         self._last_sweep = time.monotonic()
+        self._idle_since = time.monotonic()
         self.notices = Notices(settings, diagnostics)
+
+    def add(self, route: Route) -> None:
+        """Serve a route of this process; its figures go into the handler's book. Before `start`."""
+        route.ledger = self.ledger
+        self.routes.append(route)
+        if route.intake is not None:
+            self.intakes.append(route.intake)
 
     def new_breaker(self) -> Breaker:
         """Return a breaker with the handler's back-off."""
@@ -121,8 +145,10 @@ class Listener(logging.handlers.QueueListener):
         if not self.done.wait(deadline + GRACE - time.monotonic()) and not self._told_lost:
             self._told_lost = True
             waiting = sum(route.buffer.rows_waiting() for route in self.routes)
+            journal = self.settings.journal
+            fate = "are lost" if journal is None else f"are left in the journal {journal}"
             self.diagnostics.say(
-                "lost", f"{waiting} records were not stored within shutdown_timeout and are lost", every=0
+                "lost", f"{waiting} records were not stored within shutdown_timeout and {fate}", every=0
             )
 
     def deadline(self) -> float | None:
@@ -168,10 +194,20 @@ class Listener(logging.handlers.QueueListener):
                     self._starter.clear()
                     self._runner.clear()
 
+    def _look_for_orphans(self) -> None:
+        """Take over what dead processes left in the journal's folder."""
+        now = time.monotonic()
+        if self.adopter is None or self.make_route is None or now < self._look_at or self._deadline is not None:
+            return
+        self._look_at = now + LOOK_EVERY
+        for orphan in self.adopter.look({route.name for route in self.adopted}):
+            self.adopted.append(self.make_route(orphan))
+
     def _serve(self) -> bool:
         """Deliver until there is a reason to end (True), or something went wrong that nobody foresaw (False)."""
         try:
             while not self._finished():
+                self._look_for_orphans()
                 self._wait()
                 self._sweep()
             return True
@@ -183,8 +219,12 @@ class Listener(logging.handlers.QueueListener):
 
     def drain_here(self) -> None:
         """Settle the end on the calling thread: count what is left as abandoned, close the sinks."""
+        self.keeper.stop(GRACE)
+        for route in self.adopted:
+            route.buffer.discard()  # the next process adopts what is left
         for route in self.routes:
             self._abandon(route, "exit")
+        for route in self.routes:
             route.sink.close()
         self._notify()
 
@@ -197,25 +237,25 @@ class Listener(logging.handlers.QueueListener):
         """Return when a sweep is due: a token said so, `linger` is over, a breaker lets a probe through."""
         while not self._hurried():
             now = time.monotonic()
-            due = self._due(now)
-            if due is not None and due <= now:
+            due, other = self._due(now), self._adopted_due(now)
+            if (due is not None and due <= now) or (other is not None and other <= now):
                 return
             if due is None:
                 if self._deadline is not None:
                     return
-                self._sleep()
+                self._sleep(other)
                 continue
             self.notices.stuck(self.routes, list(self.ledger.recent_failed), now)
-            stop = min(due, now + LOOK, *([self._deadline] if self._deadline is not None else []))
-            self._get_token(max(0.0, stop - now))
+            limits = [limit for limit in (self._deadline, other) if limit is not None]
+            self._get_token(max(0.0, min(due, now + LOOK, *limits) - now))
 
     def _hurried(self) -> bool:
         urgent = self._urgent
         if urgent:
             self._urgent = False
-        for route in self.routes:
-            if route.intake.urgent:
-                route.intake.urgent = False
+        for intake in self.intakes:
+            if intake.urgent:
+                intake.urgent = False
                 urgent = True
         if self._probe or (self._deadline is not None and not self._last_lap):
             self._last_lap = self._deadline is not None
@@ -237,21 +277,38 @@ class Listener(logging.handlers.QueueListener):
         linger = self._last_sweep + self.settings.linger
         return min(max(linger, self._opens(route)) for route in waiting)
 
+    def _adopted_due(self, now: float) -> float | None:
+        """Return when an orphan may be served, or looked for; None without a journal, and once the end has come."""
+        if self.adopter is None or self._deadline is not None:
+            return None
+        return min([max(now, self._opens(route)) for route in self.adopted] + [max(now, self._look_at)])
+
     def _opens(self, route: Route) -> float:
         return max(route.breaker.open_until, self.breaker.open_until)
 
-    def _sleep(self) -> None:
-        """Wait for the first append. Idle costs nothing: no thread wakes up for a program that does not log."""
-        for route in self.routes:
-            route.intake.wake_level = ALWAYS
+    def _sleep(self, until: float | None) -> None:
+        """
+        Wait for the first append, at most until a monotonic time.
+
+        Idle costs nothing: no thread wakes up for a program that does not log, but for a look for orphans.
+        """
+        for intake in self.intakes:
+            intake.wake_level = ALWAYS
         # Looked at after the level was lowered: an append before that is seen here, one after it sends a token.
         if not any(route.waits for route in self.routes) and self._deadline is None:
+            now = time.monotonic()
             has_connection = any(route.sink.connected for route in self.routes)
-            if not self._get_token(self.settings.idle_close if has_connection else None):
+            limits = [self._idle_since + self.settings.idle_close] if has_connection else []
+            limits += [until] if until is not None else []
+            self.keeper.idle = True
+            if not self._get_token(max(0.0, min(limits) - now) if limits else None):
                 for route in self.routes:
-                    route.sink.idle(self.settings.idle_close)
+                    route.sink.idle(time.monotonic() - self._idle_since)
+            self.keeper.idle = False
+            self.keeper.hurry()
+        for intake in self.intakes:
+            intake.wake_level = self.settings.flush_level
         for route in self.routes:
-            route.intake.wake_level = self.settings.flush_level
             route.buffer.relieve()
         now = time.monotonic()
         self._last_sweep = now  # the first record after a silence waits for company, too
@@ -280,10 +337,51 @@ class Listener(logging.handlers.QueueListener):
         goal = {route.name: route.buffer.tail() for route in self.routes}
         while (ready := self._next_route(goal)) is not None:
             self._deliver(ready)
+        for route in list(self.adopted):
+            self._serve_orphan(route)
         for route in self.routes:
             route.buffer.relieve()
             self.notices.drops(route)
+            if isinstance(route.buffer, JournalBuffer):
+                self._care_for(route.buffer)
         self._notify()
+
+    def _care_for(self, buffer: JournalBuffer) -> None:
+        """See whether somebody harmed the journal's files; do the chores where the keeper's thread could not start."""
+        try:
+            buffer.watch()
+            buffer.roll_if_stale()
+        except OSError as error:
+            self.diagnostics.say("journal-watch", f"the journal cannot be looked after: {error.strerror}")
+        if not self.keeper.started:
+            buffer.tend()
+
+    def _serve_orphan(self, route: Route) -> None:
+        """Send one batch of an orphan: who left a million records must not keep others waiting."""
+        now = time.monotonic()
+        if self._deadline is None and self.breaker.allows(now) and route.breaker.allows(now):
+            if route.waits:
+                self._deliver(route)
+            if not route.waits:
+                self._retire(route)
+
+    def _retire(self, route: Route) -> None:
+        buffer = route.buffer
+        assert isinstance(buffer, OrphanBuffer)
+        self.adopted.remove(route)
+        self.adoptions[buffer.name] = adoption_figures(route, "done")
+        if buffer.remove():
+            route.sink.retire()
+        elif self.adopter is not None:
+            self.adopter.left[buffer.name] = "its folder cannot be removed"
+        buffer.discard()
+        totals = route.ledger.totals
+        self.diagnostics.say(
+            f"adopted-{buffer.name}",
+            f"the journal of a process that is gone was sent: {totals.stored} records, {totals.dead} dead letters, "
+            f"{sum(buffer.given_up.values())} given up, {buffer.holes} holes",
+            every=0,
+        )
 
     def _next_route(self, goal: dict[str, int]) -> Route | None:
         now = time.monotonic()
@@ -298,7 +396,13 @@ class Listener(logging.handlers.QueueListener):
 
     def _deliver(self, route: Route) -> None:
         """Try one batch once, and do what its verdict says."""
-        batch = route.batch or self._next_batch(route)
+        try:
+            batch = route.batch or self._next_batch(route)
+        except UnreadableError as error:
+            route.breaker.failed(time.monotonic())
+            self.diagnostics.say(f"unreadable-{route.name}", f"{error}; it is tried again")
+            return
+        self._note_given_up(route)
         if batch is None:
             return
         route.attempts += 1
@@ -317,38 +421,45 @@ class Listener(logging.handlers.QueueListener):
     def _next_batch(self, route: Route) -> Batch | None:
         batch = route.buffer.take(route.batch_bytes, self.settings.batch_size)
         if batch is not None:
-            batch.aside = {at: why for at, why in route.aside.items() if batch.start <= at < batch.end}
+            batch.aside |= {at: why for at, why in route.aside.items() if batch.start <= at < batch.end}
             route.batch, route.attempts = batch, 0
         return batch
+
+    def _note_given_up(self, route: Route) -> None:
+        """Count in the book what a journal buffer found to be unreadable."""
+        while route.buffer.given_up:
+            reason, records = route.buffer.given_up.popitem()
+            route.ledger.totals = route.ledger.totals.abandon(reason, records)
 
     def _stored(self, route: Route, batch: Batch, dead: int, seconds: float) -> None:
         now = time.monotonic()
         since = route.waiting_since()
         markers = route.markers(batch)
         rows = batch.rows
-        totals = self.ledger.totals
-        self.ledger.totals = totals._replace(
+        totals = route.ledger.totals
+        route.ledger.totals = totals._replace(
             stored=totals.stored + rows - dead - markers,
             dead=totals.dead + dead,
             markers=totals.markers + markers,
             batches=totals.batches + 1,
             last_stored_at=time.time(),
         )
+        self._idle_since = now
         self._settle(route, batch)  # after the totals: it tells `flush`, whose caller may ask `stats` at once
         if rows > dead:
             route.streak = 0
         route.retries = 0
         route.breaker.succeeded()
         route.batch_bytes = min(route.batch_bytes * 2, self.settings.batch_bytes)
-        self.ledger.records.add(rows)
-        self.ledger.bytes.add(len(batch.data))
-        self.ledger.seconds.add(seconds)
+        route.ledger.records.add(rows)
+        route.ledger.bytes.add(len(batch.data))
+        route.ledger.seconds.add(seconds)
         if since is not None:
-            self.ledger.call_to_commit.add(now - since)
+            route.ledger.call_to_commit.add(now - since)
         figures = {"at": time.time(), "route": route.name, "records": rows, "dead": dead, "bytes": len(batch.data),
                    "seconds": round(seconds, 6)}  # fmt: skip
-        self.ledger.recent_stored.append(figures)
-        self.notices.stored(route, figures, self.ledger.totals.batches, now)
+        route.ledger.recent_stored.append(figures)
+        self.notices.stored(route, figures, route.ledger.totals.batches, now)
 
     def _settle(self, route: Route, batch: Batch) -> None:
         route.buffer.settle(batch)
@@ -367,12 +478,12 @@ class Listener(logging.handlers.QueueListener):
     # --- failures -----------------------------------------------------------------------------------------------
 
     def _failed(self, route: Route, batch: Batch, failure: Failure, seconds: float) -> None:
-        self.ledger.totals = self.ledger.totals._replace(retries=self.ledger.totals.retries + 1)
+        route.ledger.totals = route.ledger.totals._replace(retries=route.ledger.totals.retries + 1)
         verdict = decide(failure)
         if verdict is Verdict.REJECT and is_storm(route, batch):
             verdict = decide(failure, storm=True)
             failure = replace(failure, hint="the table takes none of the waiting records: see what was changed in it")
-        self.ledger.recent_failed.append(
+        route.ledger.recent_failed.append(
             {
                 "at": time.time(),
                 "route": route.name,
@@ -409,17 +520,17 @@ class Listener(logging.handlers.QueueListener):
         limit = self.settings.retry_limit
         if limit is not None and route.retries > limit and (verdict is not Verdict.SHRINK or batch.rows == 1):
             records = batch.rows - route.markers(batch)
-            self.ledger.totals = self.ledger.totals.abandon("retry_limit", records)
+            route.ledger.totals = route.ledger.totals.abandon("retry_limit", records)
             self._settle(route, batch)
             self.diagnostics.say("abandoned", f"{records} records given up after {limit} retries (retry_limit)")
             route.retries = 0
 
     def _fail_all(self, failure: Failure) -> None:
-        for route in self.routes:
+        for route in [*self.routes, *self.adopted]:
             if route.waits:
                 route.batch = None
                 route.breaker.failed(time.monotonic())
-                self.ledger.recent_failed.append({"at": time.time(), "route": route.name, "error": failure.message})
+                route.ledger.recent_failed.append({"at": time.time(), "route": route.name, "error": failure.message})
 
     def _shrink(self, route: Route, batch: Batch) -> None:
         """Halve what is sent at once; a single row that takes too long waits like any other trouble."""
@@ -430,16 +541,35 @@ class Listener(logging.handlers.QueueListener):
     # --- drops and the end --------------------------------------------------------------------------------------
 
     def _abandon(self, route: Route, reason: str) -> None:
-        records = 0
-        route.buffer.close()
+        records = handed = 0
+        buffer = route.own
+        buffer.close()
         was_open = True
         while was_open:  # by a call that looked before `close`: what it appended is counted, too
-            was_open = route.buffer.seal()
-            while batch := route.buffer.take(self.settings.batch_bytes):
-                records += batch.rows - route.markers(batch)
+            was_open = buffer.seal()
+            buffer.keep()
+            while batch := buffer.take(self.settings.batch_bytes):
+                left = batch.rows - route.markers(batch)
+                if self.fallback is not None:
+                    taken = sum(self.fallback(frame, route.target) for _, frame in batch.lines())
+                    left, handed = left - taken, handed + taken
+                records += left
                 self._settle(route, batch)
+        if handed:
+            route.ledger.totals = route.ledger.totals.abandon("fallback", handed)
+        kept, gone = buffer.finish()
+        if kept:
+            route.ledger.totals = route.ledger.totals.abandon("journal", kept)
+            self.diagnostics.say(
+                "kept",
+                f"{kept} records are left in the journal {self.settings.journal}: the next process that uses it sends "
+                "them",
+                every=0,
+            )
+        if gone:
+            route.sink.retire()
         if records:
-            self.ledger.totals = self.ledger.totals.abandon(reason, records)
+            route.ledger.totals = route.ledger.totals.abandon(reason, records)
             if not self._told_lost:  # else who waited has said it already
                 self.diagnostics.say(
                     "lost",
@@ -447,4 +577,19 @@ class Listener(logging.handlers.QueueListener):
                     f"(shutdown_timeout={self.settings.shutdown_timeout:g} s) and are lost",
                     every=0,
                 )
-        route.buffer.discard()
+
+
+def adoption_figures(route: Route, state: str) -> dict[str, Any]:
+    """Return what `stats` says of an orphan. Any thread."""
+    buffer, totals = route.buffer, route.ledger.totals
+    assert isinstance(buffer, OrphanBuffer)
+    return {
+        "stream": buffer.stream,
+        "state": state,
+        "stored": totals.stored,
+        "dead": totals.dead,
+        "abandoned": dict(totals.abandoned),
+        "waiting_bytes": buffer.waiting_bytes(),
+        "holes": buffer.holes,
+        "torn_bytes": buffer.torn,
+    }

@@ -6,8 +6,12 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from logsluice.accounting import Ledger
+from logsluice.buffer import Buffer
+
 if TYPE_CHECKING:
-    from logsluice.buffer import Batch, Buffer
+    from logsluice.adoption import OrphanBuffer
+    from logsluice.buffer import Batch
     from logsluice.columns import Target
     from logsluice.delivery import Breaker, Failure
     from logsluice.intake import Intake
@@ -18,15 +22,20 @@ MAX_MARKS = 4096  # remembered arrival times, 8 bytes and a float each; older on
 
 @dataclass
 class Route:
-    """One table's stream: its buffer, its way in, its sink, and where its delivery stands. Listener only."""
+    """
+    One table's stream: its buffer, its way in, its sink, and where its delivery stands. Listener only.
+
+    One that was adopted from a dead process has no way in, and a book of its own.
+    """
 
     name: str
-    buffer: Buffer
-    intake: Intake
+    buffer: Buffer | OrphanBuffer
+    intake: Intake | None
     target: Target
     sink: Sink
     breaker: Breaker
     batch_bytes: int  # halved by time limits, doubled by success
+    ledger: Ledger = field(default_factory=Ledger)
     batch: Batch | None = None  # in flight: tried, not settled
     aside: dict[int, Failure] = field(default_factory=dict)  # rows of the slice that the server rejected
     attempts: int = 0  # with this batch
@@ -35,6 +44,12 @@ class Route:
     seen: deque[tuple[float, int]] = field(default_factory=deque)  # (monotonic, position): it was there by then
     storing_since: float = 0.0  # monotonic: when waiting began, or the last row was stored
     complained: bool = False
+
+    @property
+    def own(self) -> Buffer:
+        """The buffer of a route that this process logs to."""
+        assert isinstance(self.buffer, Buffer)
+        return self.buffer
 
     @property
     def waits(self) -> bool:

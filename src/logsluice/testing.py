@@ -13,26 +13,15 @@ columns is seen as the table would see it. pytest users have the same as the fix
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
-import re
-from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from logsluice import lifecycle
-from logsluice.encoding import NULL
+from logsluice.decoding import row
 from logsluice.handlers import PostgresHandler
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-
-_ESCAPED = re.compile(r"\\(.)")
-_LETTERS = {"n": "\n", "r": "\r", "t": "\t", "b": "\b", "f": "\f", "v": "\v"}  # PostgreSQL's manual, COPY, Text Format
-_TYPES: dict[str, Callable[[str], Any]] = {
-    "ts": lambda text: datetime.fromisoformat(text.replace("Z", "+00:00")),  # Python 3.10 does not read the Z
-    "attributes": json.loads,
-    **dict.fromkeys(("level", "line", "stream", "seq"), int),
-}
 
 
 @contextlib.contextmanager
@@ -102,7 +91,7 @@ def _taker(handler: PostgresHandler, rows: list[dict[str, Any]]) -> Callable[[lo
         frame = intake.prepare(passed if isinstance(passed, logging.LogRecord) else record)
         if frame is None:  # one of our own
             return False
-        rows.append(_row(frame, target.columns, typed=typed))
+        rows.append(row(frame, target.columns, typed=typed))
         return True
 
     return handle
@@ -111,14 +100,3 @@ def _taker(handler: PostgresHandler, rows: list[dict[str, Any]]) -> Callable[[lo
 def _attached(handler: logging.Handler) -> bool:
     loggers = [logging.root, *logging.root.manager.loggerDict.values()]
     return any(handler in one.handlers for one in loggers if isinstance(one, logging.Logger))
-
-
-def _row(frame: bytes, columns: tuple[str, ...], *, typed: bool) -> dict[str, Any]:
-    row: dict[str, Any] = {}
-    for column, text in zip(columns, frame.decode()[:-1].split("\t"), strict=True):
-        if text == NULL:
-            row[column] = {} if typed and column == "attributes" else None
-            continue
-        value = _ESCAPED.sub(lambda found: _LETTERS.get(found[1], found[1]), text)
-        row[column] = _TYPES.get(column, str)(value) if typed else value
-    return row

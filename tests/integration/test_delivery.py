@@ -216,7 +216,7 @@ class TwoRoutes:
             rules = Rules(self.settings.limits, 1024, Redactor(None), None, lambda: None, time.time)
             intake = Intake(tokens, buffer, target, self.settings, rules)
             sink = PostgresSink(self.link, target, stream)
-            self.listener.routes.append(
+            self.listener.add(
                 Route(
                     name,
                     buffer,

@@ -418,7 +418,7 @@ assert handler().stats().offered == 5
     [
         ("batch_sise", 1, "did you mean 'batch_size'"),
         ("nonsense", 1, "known options"),
-        ("journal", "/tmp/x", "not available in this version"),
+        ("connections", 2, "not available in this version"),
         ("linger", -1, "linger must be seconds of at least 0.001"),
         ("when_full", "wait", "'drop', 'block'"),
         ("keep_level", "LOUD", "keep_level"),

@@ -151,7 +151,7 @@ def test_many_threads_lose_nothing_double_nothing_and_keep_their_order(monkeypat
 
 
 # A line of these is where the other thread, a signal handler or a __del__ may come in between.
-STEPS = {"put", "_live", "_publish", "_next_size", "_aim", "seal", "mapped_bytes", "_chain", "__init__"}
+STEPS = {"put", "_live", "_publish", "_next_size", "_aim", "seal", "held_bytes", "_chain", "__init__", "_following"}
 
 
 @contextlib.contextmanager
@@ -466,7 +466,7 @@ def test_a_full_buffer_is_no_reason_to_refuse_a_successor_that_is_there(small):
     stale = buffer._oldest
     while numbers(buffer)[-1] < 7:
         log(buffer, b"x" * 900 + b"\n", logging.ERROR)
-    assert buffer.mapped_bytes() == buffer.capacity_bytes
+    assert buffer.held_bytes() == buffer.capacity_bytes
     assert buffer._publish(stale, 100, low=False)
 
 
@@ -509,7 +509,7 @@ def test_settled_segments_are_unmapped(small):
     segments = list(buffer._chain())
     drain(buffer)
     assert [segment.map.closed for segment in segments] == [True] * 10 + [False]
-    assert buffer.mapped_bytes() == 4096
+    assert buffer.held_bytes() == 4096
 
 
 def test_the_tail_is_asked_while_segments_are_settled(small, switching):
@@ -523,7 +523,7 @@ def test_the_tail_is_asked_while_segments_are_settled(small, switching):
             assert tail > last
             last = tail
             buffer.waiting_bytes()
-            buffer.mapped_bytes()
+            buffer.held_bytes()
 
 
 # --- 7 capacity -----------------------------------------------------------------------------------------------------
@@ -536,12 +536,12 @@ def test_the_capacity_is_never_exceeded_and_used_nearly_whole(switching):
 
     def watch():
         while not stop.is_set():
-            most[0] = max(most[0], buffer.mapped_bytes())
+            most[0] = max(most[0], buffer.held_bytes())
 
     def write():
         for _ in range(3000):
             log(buffer, b"x" * 999 + b"\n", logging.ERROR)
-        most[0] = max(most[0], buffer.mapped_bytes())
+        most[0] = max(most[0], buffer.held_bytes())
 
     watcher = threading.Thread(target=watch)
     watcher.start()
@@ -601,12 +601,12 @@ def test_a_refusal_decided_before_the_last_settle_heals():
         pass
     drain(buffer)
     woken.clear()
-    real = buffer.mapped_bytes
-    buffer.mapped_bytes = lambda: MIB  # what the writer had counted before the settle
+    real = buffer.held_bytes
+    buffer.held_bytes = lambda: MIB  # what the writer had counted before the settle
     segment = buffer._live()
     segment.seal()
     assert not buffer._publish(segment, 1000, low=False)
-    buffer.mapped_bytes = real
+    buffer.held_bytes = real
     assert woken  # or an idle listener would never look
     assert not log(buffer, b"x\n")
     buffer.relieve()  # what the woken listener does in each sweep and before it sleeps

@@ -101,7 +101,7 @@ class Bench:
             rules = Rules(self.settings.limits, 1024, Redactor(None), None, lambda: None, time.time)
             intake = Intake(tokens, buffer, target, self.settings, rules)
             sink = FakeSink(name, self.journal)
-            self.listener.routes.append(
+            self.listener.add(
                 Route(
                     name,
                     buffer,

@@ -94,10 +94,12 @@ def test_the_fields_of_stats():
         "batches",
         "retries",
         "breaker",
+        "watermark_missing",
         "last_stored_at",
         "oldest_waiting_seconds",
         "histograms",
         "recent",
+        "journal",
     ]
     assert expected == [field.name for field in dataclasses.fields(logsluice.Stats)]
 

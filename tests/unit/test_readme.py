@@ -5,7 +5,7 @@ import logging
 import re
 from pathlib import Path
 
-from logsluice.config import KIB, MIB, Settings
+from logsluice.config import GIB, KIB, MIB, Settings
 
 README = (Path(__file__).parents[2] / "README.md").read_text()
 
@@ -17,6 +17,8 @@ def shown(value):
         return '`"ERROR"`'
     if dataclasses.is_dataclass(value):
         return "see `config.Limits`"
+    if type(value) is int and value % GIB == 0:
+        return f"{value // GIB} GiB"
     if type(value) is int and value % MIB == 0:
         return f"{value // MIB} MiB"
     if type(value) is int and value % KIB == 0:

@@ -66,5 +66,8 @@ class Sink(Protocol):
     def idle(self, seconds: float) -> None:
         """Hear that nothing was written for so long; a connection may be closed."""
 
+    def retire(self) -> None:
+        """Hear that the stream's journal is gone: nothing of it comes any more. Never raises."""
+
     def close(self) -> None:
         """Release everything. Never raises."""

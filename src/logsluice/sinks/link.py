@@ -180,6 +180,22 @@ def resolve_dsn(settings: Settings) -> str:
     return dsn
 
 
+def described(settings: Settings) -> dict[str, str]:
+    """Return where a dsn leads, without secrets: host, port, dbname. A callable is not asked: it may take its time."""
+    if callable(settings.dsn):
+        return {"host": "(callable)", "port": "", "dbname": ""}
+    try:
+        given = conninfo.conninfo_to_dict(resolve_dsn(settings))
+    except (psycopg.ProgrammingError, ConfigError):
+        return {"host": "(unreadable)", "port": "", "dbname": ""}
+    found = {
+        "host": given.get("host") or given.get("hostaddr") or os.environ.get("PGHOST") or "",
+        "port": given.get("port") or os.environ.get("PGPORT") or "5432",
+        "dbname": given.get("dbname") or os.environ.get("PGDATABASE") or given.get("user") or "",
+    }
+    return {key: str(value) for key, value in found.items()}
+
+
 def misread(dsn: str, parameters: Mapping[str, Any]) -> bool:
     """Whether an odd character of a password seems to have ended it early: the rest would be shown as the host."""
     if "://" not in dsn:

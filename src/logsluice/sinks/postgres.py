@@ -15,8 +15,7 @@ temporary tables, no session locks: it runs through PgBouncer in transaction mod
 from __future__ import annotations
 
 import dataclasses
-import os
-import socket
+import re
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING
@@ -24,19 +23,24 @@ from typing import TYPE_CHECKING
 import psycopg
 from psycopg import pq
 
-from logsluice import partitions
+from logsluice import crashpoints, partitions
 from logsluice.columns import Target, check_table, quote
+from logsluice.config import identity
 from logsluice.delivery import Failure, Verdict, decide
 from logsluice.encoding import copy_text
 from logsluice.sinks import Counts, Outcome, SinkError
 from logsluice.sinks.failures import escaped, failure_of, translated
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Any
+
     from logsluice.buffer import Batch
     from logsluice.sinks.link import LimitedConnection, Link
 
 LOCK_SHARE = 4  # lock_timeout is a quarter of io_timeout: a held lock is said early, and is no time limit of the batch
 PARTITION_CHECK = 3600.0  # seconds: partitions are made a day ahead, so one look an hour has 23 to spare
+_NUMBER = re.compile(rb"-?\d{1,18}")
 PARTITION_RETRIES = 32  # partitions made for one batch, as it names them one at a time
 
 
@@ -48,6 +52,8 @@ class PostgresSink:
     target: Target
     stream: int
     known_base: bool = False  # the stream's row was seen: its absence later is no beginning
+    missing: int = 0  # how often it was absent all the same
+    who: Mapping[str, Any] | None = None  # of a stream that was adopted: whose it was
     sent_from: int = 0  # position of the first row of the last attempt
 
     @property
@@ -73,6 +79,20 @@ class PostgresSink:
         raise SinkError(
             Failure(f"{PARTITION_RETRIES} partitions were made for one batch and more are missing", "23514")
         )
+
+    def retire(self) -> None:
+        """Say in the stream's row that its journal is gone; a lost chance only leaves the row for longer."""
+        if self.link.conn is None:
+            return
+        try:
+            with translated():
+                self.link.open().execute(
+                    f"BEGIN; {self._limits()}; UPDATE {self._table('stream')} SET retired = now() "
+                    f"WHERE stream = {self.stream}; COMMIT".encode()
+                )
+        except SinkError as error:
+            self.link.diagnostics.detail(f"the stream could not be retired: {error.failure.message}")
+            self.link.close()
 
     def idle(self, seconds: float) -> None:
         """Close the connection after `idle_close` seconds without a batch."""
@@ -122,13 +142,15 @@ class PostgresSink:
         stored = rest.rows - dead - (rest.markers if self.target.sources is None else 0)
         cursor = conn.execute(
             f"SET CONSTRAINTS ALL IMMEDIATE; UPDATE {self._table('stream')} SET position = {rest.end}, "
-            f"stored = stored + {stored}, dead = dead + {dead}, offered = {counts.offered}, "
-            f"dropped = {counts.dropped}, updated = now() WHERE stream = {self.stream}".encode()
+            f"stored = stored + {stored}, dead = dead + {dead}, offered = greatest(offered, {counts.offered}), "
+            f"dropped = greatest(dropped, {counts.dropped}), updated = now() WHERE stream = {self.stream}".encode()
         )
         cursor.nextset()
         if cursor.rowcount != 1:  # a trigger or a policy swallowed it: without a watermark a retry would double
             raise SinkError(Failure("the watermark could not be moved: a trigger or policy on stream?", "55000"))
+        crashpoints.reach("send")
         conn.execute("COMMIT")
+        crashpoints.reach("after-commit")
         return outcome
 
     def _lock_watermark(self, conn: LimitedConnection, base: int) -> int:
@@ -139,6 +161,7 @@ class PostgresSink:
         row = cursor.fetchone()
         if row is None:
             if base > 0 and self.known_base:
+                self.missing += 1
                 self.link.diagnostics.say(
                     "watermark",
                     "watermark_missing: the row of this stream is gone; from here to the last known "
@@ -151,15 +174,12 @@ class PostgresSink:
         return int(row[0])
 
     def _register(self, conn: LimitedConnection) -> None:
-        settings = self.link.settings
+        who = identity(self.link.settings) if self.who is None else self.who
         conn.execute(
             f"INSERT INTO {self._table('stream')} (stream, service, environment, version, host, pid) "
             "VALUES (%s, %s, %s, %s, %s, %s) ON CONFLICT DO NOTHING",
-            [
-                self.stream, settings.service, settings.environment, settings.service_version,
-                socket.gethostname(), os.getpid(),
-            ],
-        )  # fmt: skip
+            [self.stream, *(who.get(key) for key in ("service", "environment", "version", "host", "pid"))],
+        )
 
     def _limits(self) -> str:
         """Return what bounds this transaction on the server, so that an abandoned one lets the watermark go."""
@@ -191,9 +211,11 @@ class PostgresSink:
         for at, line in batch.lines():
             why = batch.aside.get(at)
             if why is not None:
-                seq = line.split(b"\t")[seq_at].decode() if seq_at is not None else r"\N"
+                seq = line.split(b"\t")[seq_at] if seq_at is not None else b""
+                # Of a damaged row it may be anything.
+                number = seq.decode() if _NUMBER.fullmatch(seq) else r"\N"
                 texts = [
-                    str(self.stream), seq, str(at + len(line)), copy_text(self.target.name), copy_text(columns),
+                    str(self.stream), number, str(at + len(line)), copy_text(self.target.name), copy_text(columns),
                     "\\\\x" + line.hex(), why.sqlstate or r"\N", escaped(self.link.diagnostics.scrub(why.message)),
                 ]  # fmt: skip
                 lines.append("\t".join(texts) + "\n")

@@ -1,0 +1,647 @@
+"""
+The journal's buffer: buffer.py's rules over segments that are files, so that what was appended outlives the process.
+
+The append is the same `mmap.write`, into the page cache. What else a disk can do is kept away from logging calls:
+
+- A segment is preallocated, so its pages have their places before the first record. `tend` makes the next one ahead of
+  need; a call makes one itself only when it comes too early, and waits at most `WAIT` for others.
+- Segments that must wait are unmapped and get checksums (`tend`); they are read back one at a time, without a map.
+- While the disk refuses (full, read-only, gone, too slow) records go on in memory, up to `capacity_bytes`, and are
+  written down when it lets us: accepted, and not durable meanwhile. That is said.
+- A file whose fdatasync failed is not trusted again: its frames are written into another one under the same number.
+
+`journal_bytes` bounds the folder exactly, all processes, orphans, spares and the quarantine together: a file is made
+behind a lock, and only after all files were counted. Past it records are dropped, counted as "journal_full".
+
+Locks, none of them on the way of an append: `_files` guards what a segment's file is (the listener reads, `tend`
+moves); `_tending` lets one thread at a time do the chores; `_syncing` makes a group of the calls that wait for the same
+fdatasync.
+"""
+
+from __future__ import annotations
+
+import itertools
+import mmap
+import os
+import threading
+import time
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from logsluice import buffer, crashpoints
+from logsluice.buffer import QUICK, QUIET, Buffer, Segment, position
+from logsluice.journal import Header, Image, UnreadableError, file_size, read_image, trailer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from typing import Any
+
+    from logsluice.buffer import Batch
+    from logsluice.diagnostics import Diagnostics
+    from logsluice.folder import Folder
+
+WAIT = 0.1  # seconds a logging call waits for the folder; its lock is held for 0.2 ms, longer is a disk in trouble
+AGAIN = 1.0  # seconds until the disk is asked again after it refused: each record asking would be the next trouble
+LINGERS = 1.0  # seconds after which a sealed segment counts as waiting: a healthy one is unlinked long before
+STALE = 60.0  # seconds after which a segment whose frames are all stored is rolled: stored text leaves the disk
+TRIES = 3  # of reading a segment, before it is moved to the quarantine
+
+
+class JournalSegment(Segment):
+    """A segment whose map is a file's, or, while the disk refuses, memory with the same bytes."""
+
+    __slots__ = ("descriptor", "distrusted", "file", "final", "folder", "quick", "rows", "tries")
+
+    def __init__(self, header: Header, folder: Folder, mapped: mmap.mmap, file: str = "", descriptor: int = -1) -> None:
+        mapped.write(header.encode())
+        super().__init__(header.segment, header.size, mapped)
+        self.folder = folder
+        self.file = file  # its name below the folder; "": in memory
+        self.descriptor = descriptor  # -1: closed, to be opened by its name
+        self.distrusted = False  # an fdatasync failed: what is on the disk may be anything
+        self.final = -1  # where the data ends, once that is written in its trailer
+        self.rows = 0  # records in it, counted then
+        self.tries = 0  # failed reads
+        self.quick = False  # it came soon after the one before: the next one should be larger
+
+    @property
+    def sealed(self) -> bool:
+        """Whether no append can succeed."""
+        return self.map.closed or super().sealed
+
+    def end(self, after: int) -> tuple[int, bool]:
+        """Return where the data ends, and whether that is final."""
+        return (self.final, True) if self.final >= 0 else super().end(after)
+
+    def let_go(self) -> None:
+        """Unmap and close, and leave the file where it is."""
+        self.map.close()
+        descriptor, self.descriptor = self.descriptor, -1
+        if descriptor >= 0:
+            self.folder.close_file(descriptor)
+
+    def drop(self) -> None:
+        """Unmap, close and unlink: never published, or settled."""
+        self.let_go()
+        if self.file:
+            try:
+                self.folder.unlink(self.file)
+            except OSError:
+                pass  # read-only by now: it is sent again by whoever adopts it, and known by the watermark
+
+
+class JournalBuffer(Buffer):
+    """The segments of one stream in a folder. `journal_bytes` bounds that, `memory_bytes` what the disk refused."""
+
+    def __init__(
+        self,
+        folder: Folder,
+        header: Header,
+        *,
+        journal_bytes: int,
+        memory_bytes: int,
+        fsync: str | float,
+        diagnostics: Diagnostics,
+        hurry: Callable[[], None] = lambda: None,
+        **options: Any,
+    ) -> None:
+        self.folder = folder
+        self.header = header
+        self.name = f"{header.stream:016x}"
+        self.memory_bytes = memory_bytes
+        self.fsync = fsync
+        self.hurry = hurry  # wakes whoever tends
+        self.trouble: str | None = None  # what the disk said last, None when it took the last segment
+        self.sync_failures = 0
+        self.truncated = 0  # files that somebody made shorter under us
+        self.quarantined = 0
+        self._diagnostics = diagnostics
+        self._owner = -1
+        self._used = 0  # bytes in the folder when it was last looked at
+        self._ask_at = 0.0  # monotonic: the disk is not asked before
+        self._spares: list[JournalSegment] = []  # at most one; list.pop is atomic
+        self._image: tuple[JournalSegment, Image] | None = None  # of the oldest segment, if it was read back
+        self._kept = False  # the end has come: what is in files stays there
+        self._kept_rows = 0
+        self._files = threading.RLock()
+        self._tending = threading.RLock()
+        self._syncing = threading.RLock()
+        self.synced = 0  # position up to which all is on the device
+        self._room = len(header.encode()) + 16  # bytes: the header of a later segment may have longer numbers
+        super().__init__(stream=header.stream, capacity_bytes=journal_bytes, **options)
+
+    # --- making segments, any thread ----------------------------------------------------------------------------
+
+    def _first(self, size: int) -> Segment:
+        size = max(size, 2 * self._room)
+        try:
+            made = self._on_disk(0, size, self.capacity_bytes)
+        except OSError as error:
+            self._refused(error)
+            made = None
+        return made or self._in_memory(0, size)
+
+    def _following(self, segment: Segment, least: int, *, low: bool) -> Segment | None:
+        size = self._next_size(segment, least + self._room)
+        limit = self._open_to_all if low else self.capacity_bytes
+        quick = time.monotonic() - segment.published < QUICK
+        made: JournalSegment | None
+        spare = self._take_spare(segment.number + 1, least + self._room)
+        if spare is not None:
+            if low and self.measure() > limit:
+                self._spares.append(spare)
+                self.full_reason, self._full = "journal_full", False
+                return None
+            spare.quick, spare.published = quick, time.monotonic()
+            self.hurry()
+            return spare
+        try:
+            if time.monotonic() < self._ask_at:
+                made = self._within_memory(segment.number + 1, size)
+            else:
+                made = self._on_disk(segment.number + 1, size, limit)
+                if made is None:
+                    self.full_reason, self._full = "journal_full", self._used + self._cost(size) > self.capacity_bytes
+        except (OSError, MemoryError) as error:
+            self._refused(error)
+            made = self._within_memory(segment.number + 1, size)
+        if made is not None:
+            made.quick = quick
+        self.hurry()
+        return made
+
+    def _header(self, number: int, size: int) -> Header:
+        return replace(self.header, segment=number, size=size)
+
+    def _on_disk(self, number: int, size: int, limit: int) -> JournalSegment | None:
+        """Make a file and map it; None if the folder would hold more than `limit` bytes. Raises OSError."""
+        folder, total = self.folder, file_size(size)
+        with folder.exclusive(WAIT):
+            self._used = folder.used()
+            if self._used + total > limit:
+                return None
+            file = self._new_file(number)
+            descriptor = folder.make(file, total)
+            self._used += total
+        mapped = None
+        try:
+            mapped = folder.map(descriptor, size)
+            segment = JournalSegment(self._header(number, size), folder, mapped, file, descriptor)
+            crashpoints.reach("header")
+            if self.fsync != "never":
+                folder.sync_folder(self.name)
+        except BaseException:
+            if mapped is not None:
+                mapped.close()
+            folder.close_file(descriptor)
+            folder.unlink(file)
+            raise
+        self.trouble = None
+        return segment
+
+    def _new_file(self, number: int) -> str:
+        """Return a name for a file of this number; the stream's folder is made if need be. Inside `exclusive`."""
+        folder = self.folder
+        if self._owner < 0 or not folder.status(self._owner)[0]:
+            if self._owner >= 0:
+                folder.close_file(self._owner)
+            self._owner = folder.own(self.name)
+        return f"{self.name}/{number:08x}-{os.urandom(4).hex()}.seg"
+
+    def _in_memory(self, number: int, size: int) -> JournalSegment:
+        mapped = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        return JournalSegment(self._header(number, size), self.folder, mapped)
+
+    def _within_memory(self, number: int, size: int) -> JournalSegment | None:
+        held = sum(one.size for one in self._journal_chain() if not one.file)
+        if held + size > self.memory_bytes:
+            self.full_reason, self._full = "full", True
+            return None
+        try:
+            return self._in_memory(number, size)
+        except (OSError, MemoryError):
+            self.full_reason, self._full = "full", True
+            return None
+
+    def _refused(self, error: BaseException) -> None:
+        self._ask_at = time.monotonic() + AGAIN
+        self.trouble = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        self._diagnostics.say(
+            "journal",
+            f"the journal {self.folder.path} takes no new file ({self.trouble}): records wait in memory, up to "
+            "capacity_bytes, and would be lost with the process, until it does; see to the disk and the folder",
+        )
+
+    def _take_spare(self, number: int, least: int) -> JournalSegment | None:
+        try:
+            spare = self._spares.pop()
+        except IndexError:
+            return None
+        if spare.number == number and spare.size >= least:
+            return spare
+        spare.drop()
+        return None
+
+    def _next_size(self, segment: Segment, least: int) -> int:
+        return max(super()._next_size(segment, least), 2 * self._room)
+
+    def _cost(self, size: int) -> int:
+        return 0 if self._spares else file_size(size)
+
+    def held_bytes(self) -> int:
+        """Bytes in the folder, of all processes, when it was last looked at."""
+        return self._used
+
+    def measure(self) -> int:
+        """Look again: bytes in the folder, of all processes."""
+        try:
+            self._used = self.folder.used()
+        except OSError:
+            pass  # the disk is in trouble: what was there before is the best guess
+        return self._used
+
+    def relieve(self) -> None:
+        """Open the quick appends again where there is room; each tick."""
+        if self._full and self.full_reason == "full" and time.monotonic() < self._ask_at:
+            return  # the disk refuses and memory is full: nothing has changed
+        if self._full or self._low_refused or self._waiting_writers or self.pressure > QUIET:
+            self.measure()
+        super().relieve()
+
+    def _journal_chain(self) -> Iterator[JournalSegment]:
+        for segment in self._chain():
+            assert isinstance(segment, JournalSegment)
+            yield segment
+
+    # --- the listener -------------------------------------------------------------------------------------------
+
+    def take(self, batch_bytes: int, batch_size: int | None = None) -> Batch | None:
+        """As Buffer's. Raises UnreadableError for a segment that cannot be read now; the third time it is given up."""
+        with self._files:
+            return super().take(batch_bytes, batch_size)
+
+    def settle(self, batch: Batch) -> None:
+        """Forget a batch that is stored, dead or abandoned."""
+        with self._files:
+            super().settle(batch)
+            self._roll_if_stale()
+
+    def _rows_of(self, segment: Segment, batch_bytes: int, batch_size: int | None) -> tuple[Batch | None, bool]:
+        assert isinstance(segment, JournalSegment)
+        if self._kept and segment.file:
+            return None, True
+        if not segment.map.closed:
+            return super()._rows_of(segment, batch_bytes, batch_size)
+        image = self._read_back(segment)
+        return (None if image is None else image.batch(self._read, batch_bytes, batch_size)), True
+
+    def _read_back(self, segment: JournalSegment) -> Image | None:
+        """Return what an unmapped segment's file holds; None once it is given up."""
+        if self._image is not None and self._image[0] is segment:
+            return self._image[1]
+        if segment.tries >= TRIES:
+            return None
+        try:
+            image = read_segment(self.folder, segment.file, segment.number, self.header.boot)
+        except Exception as error:
+            segment.tries += 1
+            gone = isinstance(error, FileNotFoundError)
+            if gone or segment.tries >= TRIES:
+                segment.tries = TRIES
+                self._give_up(segment, "journal_lost" if gone else "quarantined", error)
+                return None
+            raise UnreadableError(f"a journal segment cannot be read: {error}") from None
+        self._image = segment, image
+        return image
+
+    def _give_up(self, segment: JournalSegment, reason: str, error: Exception) -> None:
+        if reason == "quarantined":
+            self.quarantined += 1
+            try:
+                self.folder.quarantine(segment.file)
+            except OSError:
+                pass  # it stays where it is, and whoever adopts this stream meets it again
+            segment.file = ""
+        self.given_up[reason] = self.given_up.get(reason, 0) + segment.rows
+        self.rows_settled += segment.rows
+        self._diagnostics.say(
+            "journal-given-up",
+            f"{segment.rows} records of a journal segment are given up ({reason}): {error}; "
+            f"what is left of it is in {self.folder.path}",
+        )
+
+    def _advance(self, segment: Segment) -> None:
+        assert isinstance(segment, JournalSegment)
+        self._image = None
+        if self._kept and segment.file and (left := self._rows_left(segment)):
+            self._kept_rows += left
+            self.rows_settled += left
+            following = segment.following[segment.number + 1]
+            self._oldest, self._read = following, following.start
+            segment.let_go()
+            return
+        crashpoints.reach("unlink")
+        super()._advance(segment)
+
+    def _roll_if_stale(self) -> None:
+        segment = self._oldest
+        if segment.following or self._read == segment.start or time.monotonic() - segment.published < STALE:
+            return
+        if segment.end(self._read)[0] == self._read:
+            segment.seal()
+            self._publish(segment, 0, low=False)
+
+    def roll_if_stale(self) -> None:
+        """Replace a segment of stored frames, older than a minute, by an empty one."""
+        with self._files:
+            self._roll_if_stale()
+            super().take(1)  # a sealed one that is wholly read is let go of
+
+    def _readable(self) -> Iterator[tuple[mmap.mmap | bytes, int, int]]:
+        with self._files:
+            for segment in self._journal_chain():
+                begin = self._read if segment is self._oldest else segment.start
+                if not segment.map.closed:
+                    end = segment.end(begin)[0]
+                    if end > begin:
+                        yield segment.map, begin, end
+                elif self._image is not None and self._image[0] is segment:
+                    for span in self._image[1].spans:
+                        if span.end > begin and not span.damaged:
+                            yield self._image[1].data, max(begin, span.begin), span.end
+
+    # --- chores: the keeper's thread, or whoever is there ---------------------------------------------------------
+
+    def tend(self) -> None:
+        """Do what the disk needs, unless another thread is at it. Blocks for as long as the disk does. Never raises."""
+        if not self._tending.acquire(blocking=False):
+            return
+        try:
+            self.watch()
+            self._write_down_all()
+            if isinstance(self.fsync, (int, float)):
+                self.sync()
+            self._finish_what_waits()
+            self._make_spare()
+        except (OSError, MemoryError) as error:
+            self._refused(error)
+        finally:
+            self._tending.release()
+
+    def tend_again(self) -> float | None:
+        """Return in how many seconds there may be something to do; None: after the next roll."""
+        chain = list(self._journal_chain())
+        waits = any(one.final < 0 or not one.file or one.distrusted for one in chain[:-1])
+        return LINGERS if waits or not chain[-1].file else None
+
+    def watch(self) -> None:
+        """See whether somebody removed or truncated the file that is written to; if so, go on in another."""
+        with self._files:  # else the listener closes a descriptor, and its number is another file's
+            for segment in list(self._journal_chain()):
+                if segment.descriptor < 0 or segment.map.closed:
+                    continue
+                names, size = self.folder.status(segment.descriptor)
+                if size < file_size(segment.size):
+                    self._on_truncated(segment, size)
+                elif not names and segment.file:
+                    self._on_removed(segment)
+
+    def _on_removed(self, segment: JournalSegment) -> None:
+        segment.file = ""  # its map still has the frames: as one in memory, to be written down again
+        self._diagnostics.say(
+            "journal-removed", f"somebody removed a file of the journal {self.folder.path}: it is written anew"
+        )
+        self._leave_behind(segment)
+
+    def _on_truncated(self, segment: JournalSegment, size: int) -> None:
+        """A touch behind the file's end would be SIGBUS: it is read without a map, up to where it ends."""
+        self.truncated += 1
+        self._diagnostics.say(
+            "journal-truncated",
+            f"somebody truncated a file of the journal {self.folder.path} to {size} bytes: what stood behind is lost",
+            every=0,
+        )
+        self._leave_behind(segment)
+        segment.final = min(segment.size, size)
+        segment.let_go()
+
+    def _leave_behind(self, segment: JournalSegment) -> None:
+        segment.seal()
+        if not segment.following:
+            self._publish(segment, 0, low=False)
+
+    def _write_down_all(self) -> None:
+        for segment in list(self._journal_chain()):
+            if not (segment.file and not segment.distrusted) and segment.sealed and not segment.map.closed:
+                self._write_down(segment)
+
+    def _write_down(self, segment: JournalSegment) -> None:
+        """Write a segment's frames into a new file under its number; its old file, if there is one, is not trusted."""
+        folder, total = self.folder, file_size(segment.size)
+        with folder.exclusive(WAIT):
+            self._used = folder.used()
+            if self._used + total > self.capacity_bytes:
+                return
+            file = self._new_file(segment.number)
+            descriptor = folder.make(file, total)
+            self._used += total
+        try:
+            with self._files:
+                if segment.map.closed:  # settled meanwhile
+                    raise FileNotFoundError
+                data = segment.map[: segment.end(segment.start)[0]]
+            folder.write(descriptor, data, 0)
+            if self.fsync != "never":
+                folder.sync(descriptor)
+                folder.sync_folder(self.name)
+            with self._files:
+                if segment.map.closed:
+                    raise FileNotFoundError
+                old, old_descriptor = segment.file, segment.descriptor
+                segment.file, segment.descriptor, segment.distrusted = file, descriptor, False
+        except FileNotFoundError:
+            folder.close_file(descriptor)
+            folder.unlink(file)
+            return
+        except BaseException:
+            folder.close_file(descriptor)
+            folder.unlink(file)
+            raise
+        self.trouble = None
+        if old_descriptor >= 0:
+            folder.close_file(old_descriptor)
+        if old:
+            folder.unlink(old)
+
+    def _finish_what_waits(self) -> None:
+        chain = list(self._journal_chain())
+        now = time.monotonic()
+        for segment, following in itertools.pairwise(chain):
+            waits = segment is not chain[0] or now - following.published > LINGERS
+            if waits and segment.final < 0 and segment.file and not segment.distrusted and self._is_synced(segment):
+                self._finish(segment, unmap=segment is not chain[0])
+            elif segment.final >= 0 and segment is not chain[0] and not segment.map.closed:
+                with self._files:
+                    if segment is not self._oldest:
+                        segment.let_go()
+
+    def _is_synced(self, segment: JournalSegment) -> bool:
+        return self.fsync == "never" or self.synced > position(segment.number, segment.size)
+
+    def _finish(self, segment: JournalSegment, *, unmap: bool) -> None:
+        """Write a sealed segment's checksums behind its data, and unmap it, unless it is being read."""
+        with self._files:
+            if segment.map.closed or not segment.sealed:
+                return
+            end = segment.end(segment.start)[0]
+            data = segment.map[:end]
+            self.folder.write(segment.descriptor, trailer(data), segment.size)
+            segment.rows = self.count(data[segment.start :])
+            segment.final = end
+            if unmap and segment is not self._oldest:
+                segment.let_go()
+
+    def count(self, data: bytes) -> int:
+        """Return how many records stand in these rows: markers of our own are none."""
+        rows = data.count(b"\n")
+        return rows if self.header.mapped else rows - data.count(b"\n-") - data.startswith(b"-")
+
+    def _make_spare(self) -> None:
+        newest = self._live()
+        assert isinstance(newest, JournalSegment)
+        if newest.number == 0 or self.closed or time.monotonic() < self._ask_at:
+            return  # a program that never filled a segment needs no second one
+        number = newest.number + 1
+        if any(spare.number == number for spare in self._spares):
+            return
+        if (old := self._take_spare(-1, 0)) is not None:  # its number went to another: never taken
+            old.drop()
+        most = min(buffer.LARGEST_SEGMENT, self.capacity_bytes // 8)
+        size = max(min(newest.size * (2 if newest.quick else 1), most), 2 * self._room)
+        spare = self._on_disk(number, size, self._open_to_all)
+        if spare is not None:
+            self._spares.append(spare)
+
+    # --- durability against power loss ------------------------------------------------------------------------------
+
+    def hasten(self) -> None:
+        """Hear that a record of `flush_level` came: with `fsync=seconds` it is synced at once."""
+        if isinstance(self.fsync, (int, float)):
+            self.hurry()
+
+    def sync(self) -> bool:
+        """
+        Have all that is appended now on the device; False if that failed, or memory holds some of it.
+
+        Blocks for as long as the disk does. Threads that wait here together share one fdatasync.
+        """
+        goal = self.tail()
+        with self._syncing:
+            if self.synced >= goal:
+                return True
+            goal = self.tail()  # with what came while we waited
+            files: list[tuple[JournalSegment, int]] = []
+            whole = True
+            with self._files:
+                for segment in self._journal_chain():
+                    if position(segment.number, segment.size) < self.synced or segment.final >= 0:
+                        continue
+                    if segment.descriptor < 0 or not segment.file:
+                        whole = False
+                    else:  # a second descriptor: the listener may unlink and close the first meanwhile
+                        files.append((segment, self.folder.duplicate(segment.descriptor)))
+            for segment, descriptor in files:
+                try:
+                    self.folder.sync(descriptor)
+                except OSError as error:
+                    whole = False
+                    self._on_failed_sync(segment, error)
+                finally:
+                    self.folder.close_file(descriptor)
+            if whole:
+                self.synced = max(self.synced, goal)
+            return whole
+
+    def _on_failed_sync(self, segment: JournalSegment, error: OSError) -> None:
+        """
+        After a failed fdatasync the kernel may call the same pages clean: asking again would be told a lie.
+
+        https://wiki.postgresql.org/wiki/Fsync_Errors
+        """
+        self.sync_failures += 1
+        segment.distrusted = True
+        self._diagnostics.say(
+            "journal-fsync",
+            f"fdatasync of a file of the journal {self.folder.path} failed ({error.strerror}): its records are written "
+            "into another one; see to the disk",
+        )
+        self._leave_behind(segment)
+        self.hurry()
+
+    # --- the end ----------------------------------------------------------------------------------------------------
+
+    def keep(self) -> None:
+        """Write down what is in memory, if the disk lets us; what is in files is not taken any more."""
+        got = self._tending.acquire(timeout=AGAIN)  # else the keeper hangs in the disk, and exit must not
+        try:
+            with self._files:
+                while self._spares:
+                    self._spares.pop().drop()
+                try:
+                    self._ask_at = 0.0
+                    self._write_down_all()
+                except (OSError, MemoryError) as error:
+                    self._refused(error)
+                self._kept = True
+        finally:
+            if got:
+                self._tending.release()
+
+    def _rows_left(self, segment: JournalSegment) -> int:
+        """Return how many records of a segment are not settled."""
+        begin = self._read if segment is self._oldest else segment.start
+        if not segment.map.closed:
+            return self.count(segment.map[begin : segment.end(begin)[0]])
+        image = self._image
+        return self.count_image(image[1], begin) if image is not None and image[0] is segment else segment.rows
+
+    def count_image(self, image: Image, begin: int) -> int:
+        """Return how many records stand in an image behind an offset."""
+        return sum(self.count(image.data[max(one.begin, begin) : one.end]) for one in image.spans if one.end > begin)
+
+    def finish(self) -> tuple[int, bool]:
+        """Close everything; return how many records stay in files, and whether the stream's folder is gone."""
+        with self._files:
+            last = list(self._journal_chain())[-1]
+            if last.file and (left := self._rows_left(last)):
+                self._kept_rows += left
+                self.rows_settled += left
+                last.let_go()
+            else:
+                last.drop()
+        owner, self._owner = self._owner, -1
+        if owner < 0:
+            return self._kept_rows, False
+        gone = not self._kept_rows and self.folder.remove(self.name)
+        self.folder.close_file(owner)
+        return self._kept_rows, gone
+
+    def discard(self) -> None:
+        """Unmap and close everything, and touch no file: in a forked child, whose parent goes on with them."""
+        for segment in [*self._journal_chain(), *self._spares]:
+            segment.let_go()
+        if self._owner >= 0:
+            self.folder.close_file(self._owner)
+            self._owner = -1
+
+
+def read_segment(folder: Folder, file: str, number: int, boot: str) -> Image:
+    """Read a segment's file. Raises OSError, UnfinishedError, UnreadableError."""
+    descriptor = folder.open(file)
+    try:
+        image = read_image(folder.read(descriptor, folder.status(descriptor)[1]), boot)
+    finally:
+        folder.close_file(descriptor)
+    if image.header.segment != number:
+        raise UnreadableError(f"its first line says segment {image.header.segment}, its name {number}")
+    return image
