@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from logsluice import context
-from logsluice.encoding import JsonWriter, Marks, clean, cut
+from logsluice.encoding import JsonWriter, Marks, clean, cut, fit
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -135,13 +135,7 @@ _MARK_BYTES = 4096  # of any one text in the marks: a mark is never a second rec
 
 def tidy(text: str, where: str, rules: Rules, marks: Marks, limit: int | None = None) -> str:
     """Return the text cleaned, without secrets, and within `limit` bytes, `max_message_bytes` when None."""
-    text = clean(text, where, marks)
-    if rules.redactor.active and ("://" in text or rules.redactor.searches_text):
-        redacted = rules.redactor.clean(text)
-        if redacted != text:
-            marks.redacted.append(where)
-            text = redacted
-    return cut(text, rules.max_message_bytes if limit is None else limit, where, marks)
+    return fit(text, where, marks, rules.redactor, rules.max_message_bytes if limit is None else limit)
 
 
 def _completed(record: logging.LogRecord, marks: Marks) -> logging.LogRecord:

@@ -105,6 +105,39 @@ def cut(text: str, limit: int, where: str, marks: Marks) -> str:
     return f"{head} …[{left_out} bytes cut]… {tail}"
 
 
+SEAM = 8192  # characters: longer than any pattern of ours; what stands beside a cut may be half a secret
+FAR = 4  # times its limit: from here on a text is not looked at as a whole, each look would cost a copy of it
+_PIECE = 65_536  # characters measured at a time
+
+
+def fit(text: str, where: str, marks: Marks, redactor: Redactor, limit: int) -> str:
+    """Return the text cleaned, without secrets, and within `limit` bytes. Needs about `FAR * limit` bytes at most."""
+    if type(text) is not str:
+        text = str.__str__(text)
+    if len(text) <= FAR * limit + 2 * SEAM:
+        return cut(_redacted(clean(text, where, marks), where, marks, redactor), limit, where, marks)
+    half = max(0, limit - _CUT_NOTE) // 2
+    ends = [text[: half + SEAM], text[len(text) - half - SEAM :]]
+    # Redacted first, then the seam left out: half a secret is not recognised.
+    head, tail = [_redacted(clean(end, where, marks), where, marks, redactor) for end in ends]
+    first = head[:-SEAM].encode()[:half].decode(errors="ignore")
+    last = tail[SEAM:].encode()
+    last_text = last[max(0, len(last) - half) :].decode(errors="ignore")
+    size = sum(len(text[at : at + _PIECE].encode(errors="surrogatepass")) for at in range(0, len(text), _PIECE))
+    left_out = size - len(first.encode()) - len(last_text.encode())
+    marks.cut[where] = marks.cut.get(where, 0) + left_out
+    return f"{first} …[{left_out} bytes cut]… {last_text}"
+
+
+def _redacted(text: str, where: str, marks: Marks, redactor: Redactor) -> str:
+    if redactor.active and ("://" in text or redactor.searches_text):
+        redacted = redactor.clean(text)
+        if redacted != text:
+            marks.redacted.append(where)
+            return redacted
+    return text
+
+
 class JsonWriter:
     """
     It writes one tree of any Python values as JSON text that jsonb accepts. Never raises for what a value is or does.
@@ -223,17 +256,9 @@ class JsonWriter:
 
     def _text(self, text: str, where: str, limit: int | None = None) -> str:
         most = min(self._text_limit, max(self.bytes_left, 1024))
-        text = self._tidy(text, where)  # first: half a secret is not recognised
-        return encode_basestring(cut(text, most if limit is None else min(limit, most), where, self._marks))
-
-    def _tidy(self, text: str, where: str) -> str:
-        text = clean(text, where, self._marks)
-        if self._redactor.active and ("://" in text or self._redactor.searches_text):
-            tidy = self._redactor.clean(text)
-            if tidy != text:
-                self._marks.redacted.append(where)
-                return tidy
-        return text
+        return encode_basestring(
+            fit(text, where, self._marks, self._redactor, most if limit is None else min(limit, most))
+        )
 
     def _int(self, value: int, where: str) -> str:
         if value.bit_length() <= _INT_BITS:
@@ -261,4 +286,4 @@ class JsonWriter:
                 text = str.__str__(key) if isinstance(key, str) else repr(key)
             except Exception as error:  # a key with a hostile repr, or an int over Python's limit on digits
                 text = f"<unprintable {kind.__name__}: {type(error).__name__}>"
-        return cut(self._tidy(text, where or "key"), self._limits.key_bytes, where or "key", self._marks)
+        return fit(text, where or "key", self._marks, self._redactor, self._limits.key_bytes)

@@ -174,7 +174,7 @@ class Intake(logging.handlers.QueueHandler):
                 text = text % record.args
                 if type(text) is not str:  # "%s" gives a subclass of str back as it is, with its own methods
                     return self._whole(record, seq)
-            if "://" in text and self._redactor.active:
+            if len(text) > self._quick_frame or ("://" in text and self._redactor.active):
                 return self._whole(record, seq)
             # Four searches in C cost less than one look at each character.
             if "\\" in text or "\n" in text or "\t" in text or "\r" in text:
@@ -220,6 +220,8 @@ class Intake(logging.handlers.QueueHandler):
                 return frame
         except _OwnRecord:
             return None
+        except CountedError:
+            raise  # it went the whole way: once more would count it twice
         except Exception:
             pass  # a wrong format string, a NaN, a hostile object: the whole way stores it
         return self._whole(record, seq)

@@ -65,7 +65,10 @@ class Redactor:
         if answer is None:
             if len(self._answers) >= _REMEMBERED_KEYS:
                 self._answers.clear()
-            answer = self._answers[key] = _normal(key) in self._keys
+            try:
+                answer = self._answers[key] = _normal(key) in self._keys
+            except Exception:
+                return True  # fail closed: what cannot be judged is not stored
         return answer
 
     def clean(self, text: str) -> str:
