@@ -6,6 +6,7 @@ import difflib
 import os
 import re
 import time
+import traceback
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -28,9 +29,10 @@ if TYPE_CHECKING:
 POLL = 0.1  # seconds between looks at the clock while waiting for the server; also how late a limit may be
 KEEPALIVE = {"keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3}  # seconds, seconds, probes
 
-# In libpq's words (translated ones are not recognised and only retried faster).
+# In libpq's words (translated ones are not recognised and only retried faster). The last: TLS, never without it.
 _REFUSED_LOGIN = re.compile(
     r"password authentication failed|no password supplied|no pg_hba\.conf entry|role .* does not exist"
+    r"|certificate verify failed|server certificate for .* does not match|does not support SSL"
 )
 MISREAD = (
     "dsn: libpq takes a part of the password for the host, port or database. Percent-encode its odd characters: "
@@ -127,6 +129,8 @@ class Link:
                 **{key: value for key, value in defaults.items() if key not in parameters},
             )
         except Exception as error:
+            # psycopg leaves a timed-out connect in a cycle of frames: its socket would stay open until a collection.
+            traceback.clear_frames(error.__traceback__)
             text = str(error)
             refused = isinstance(error, psycopg.OperationalError) and _REFUSED_LOGIN.search(text)
             raise SinkError(Failure(first_line(text), "28000" if refused else None, connecting=True)) from None

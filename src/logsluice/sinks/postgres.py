@@ -151,6 +151,7 @@ class PostgresSink:
         crashpoints.reach("send")
         conn.execute("COMMIT")
         crashpoints.reach("after-commit")
+        self.known_base = True  # not before: a row made by a transaction that fails is gone with it
         return outcome
 
     def _lock_watermark(self, conn: LimitedConnection, base: int) -> int:
@@ -170,7 +171,8 @@ class PostgresSink:
             self._register(conn)
             row = conn.execute(look.encode()).fetchone()
             assert row is not None
-        self.known_base = True
+        else:
+            self.known_base = True
         return int(row[0])
 
     def _register(self, conn: LimitedConnection) -> None:
@@ -274,8 +276,15 @@ class PostgresSink:
             if settings.partition == "none":
                 hint = "logs is partitioned: say partition='day' in the handler's options, or the width that it has"
                 raise SinkError(dataclasses.replace(failure, hint=hint)) from None
-            with translated():
-                partitions.ensure_at(conn, settings.schema, settings.partition, failure.moment)
+            try:
+                with translated():
+                    partitions.ensure_at(conn, settings.schema, settings.partition, failure.moment)
+            except SinkError as refused:
+                if refused.failure.sqlstate != "22023":
+                    raise
+                # Of all rows like it: no partition will ever be made for them, so they are kept as dead letters.
+                message = "the row's time is too far from the server's for a partition: is this host's clock right?"
+                raise SinkError(dataclasses.replace(failure, message=message, sqlstate="22023")) from None
             return
         if (failure.sqlstate or "").startswith(("42", "3F")):
             raise self._with_hint(conn, failure) from None
