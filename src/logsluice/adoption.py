@@ -15,7 +15,9 @@ from logsluice import crashpoints
 from logsluice.buffer import position
 from logsluice.folder import BusyError
 from logsluice.journal import (
+    END_OF_DATA,
     MOST_HEADER,
+    SEALED,
     SEGMENT_NAME,
     STREAM_NAME,
     Header,
@@ -53,6 +55,7 @@ class OrphanBuffer:
         self.stream = int(name, 16)
         self.header = header  # of its first segment; None if there is none left
         self.given_up: Counter[str] = Counter()  # reason -> records
+        self.refused: dict[str, str] = {}  # file that went to the quarantine -> why
         self.holes = 0
         self.torn = 0  # bytes
         self.rows_settled = 0
@@ -114,7 +117,7 @@ class OrphanBuffer:
                     self._tries[file] += 1
                     if isinstance(error, FileNotFoundError):
                         self._next(unlink=False)
-                    elif not self._hopeless(file, error) or not self._quarantine(file):
+                    elif not self._hopeless(file, error) or not self._quarantine(file, error):
                         raise UnreadableError(f"a journal segment cannot be read: {error}") from None
                     continue
             batch = self._image.batch(self._read, batch_bytes, batch_size)
@@ -150,7 +153,7 @@ class OrphanBuffer:
             except OSError:
                 pass  # read-only by now: the next who adopts it is told by the watermark that it is stored
 
-    def _quarantine(self, file: str) -> bool:
+    def _quarantine(self, file: str, error: Exception) -> bool:
         data = b""
         try:
             descriptor = self.folder.open(file)
@@ -164,7 +167,9 @@ class OrphanBuffer:
             self.folder.quarantine(file)
         except OSError:
             return False
-        self.given_up["quarantined"] += max(0, data.count(b"\n") - 1)
+        rows = data.partition(b"\n")[2].partition(END_OF_DATA + SEALED.encode())[0]
+        self.given_up["quarantined"] += rows.count(b"\n")
+        self.refused[file] = str(error)
         self._next(unlink=False)
         return True
 
@@ -218,17 +223,29 @@ class Adopter:
             if any(STREAM_NAME.fullmatch(name) for name in names):
                 with self.folder.exclusive(HOLD):
                     for name in filter(STREAM_NAME.fullmatch, names):
-                        owner = self.folder.take_over(name)
-                        if owner is not None:
-                            crashpoints.reach("adopt")
-                            found += self._adopt(name, owner)
+                        found += self._try(name)
         except BusyError:
             pass  # next time
         except OSError as error:
-            self._diagnostics.say(
-                "adopt", f"cannot look for orphans in the journal {self.folder.path}: {error.strerror}"
-            )
+            self._cannot(error)
         return found
+
+    def _cannot(self, error: OSError, name: str = "") -> None:
+        place = f"{self.folder.path}/{name}" if name else self.folder.path
+        self._diagnostics.say(f"adopt-{name}", f"cannot look for orphans in the journal {place}: {error.strerror}")
+
+    def _try(self, name: str) -> list[OrphanBuffer]:
+        owner = None
+        try:
+            owner = self.folder.take_over(name)
+            if owner is not None:
+                crashpoints.reach("adopt")
+                return self._adopt(name, owner)
+        except OSError as error:  # of this one: the others do not wait for it
+            if owner is not None:
+                self.folder.close_file(owner)  # else nobody could adopt it for as long as this process lives
+            self._cannot(error, name)
+        return []
 
     def _adopt(self, name: str, owner: int) -> list[OrphanBuffer]:
         header = first_header(self.folder, name)

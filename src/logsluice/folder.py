@@ -16,7 +16,6 @@ import mmap
 import os
 import stat
 import sys
-import threading
 import time
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,7 +23,7 @@ from typing import TYPE_CHECKING
 
 from logsluice import crashpoints
 from logsluice.errors import ConfigError
-from logsluice.primitives import Done
+from logsluice.primitives import Done, RLock
 
 if sys.platform != "win32":  # `check` refuses a journal there
     import fcntl
@@ -56,7 +55,7 @@ class Folder:
         self.path = path
         self._root = -1
         self._lock = -1
-        self._mutex = threading.RLock()
+        self._mutex = RLock()
         self._depth = 0
 
     # --- the place ----------------------------------------------------------------------------------------------
@@ -88,9 +87,15 @@ class Folder:
                 os.close(descriptor)
         self._root = self._lock = -1
 
+    def __del__(self) -> None:
+        try:
+            self.close()  # else each handler that a reload replaces would leave two descriptors behind
+        except OSError:
+            pass  # closed by somebody else: a daemon closes all there are
+
     def renew(self) -> None:
         """Forget what a fork inherited. The child's only thread."""
-        self._mutex, self._depth = threading.RLock(), 0
+        self._mutex, self._depth = RLock(), 0
         self.close()
 
     @contextmanager

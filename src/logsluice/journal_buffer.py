@@ -23,7 +23,6 @@ from __future__ import annotations
 import itertools
 import mmap
 import os
-import threading
 import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -31,6 +30,7 @@ from typing import TYPE_CHECKING
 from logsluice import buffer, crashpoints
 from logsluice.buffer import QUICK, QUIET, Buffer, Segment, position
 from logsluice.journal import Header, Image, UnreadableError, file_size, read_image, trailer
+from logsluice.primitives import RLock
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -118,17 +118,20 @@ class JournalBuffer(Buffer):
         self._diagnostics = diagnostics
         self._owner = -1
         self._used = 0  # bytes in the folder when it was last looked at
+        self._making = 0  # bytes of files that are being made
         self._ask_at = 0.0  # monotonic: the disk is not asked before
         self._spares: list[JournalSegment] = []  # at most one; list.pop is atomic
         self._image: tuple[JournalSegment, Image] | None = None  # of the oldest segment, if it was read back
         self._kept = False  # the end has come: what is in files stays there
         self._kept_rows = 0
-        self._files = threading.RLock()
-        self._tending = threading.RLock()
-        self._syncing = threading.RLock()
+        self._files = RLock()
+        self._tending = RLock()
+        self._syncing = RLock()
         self.synced = 0  # position up to which all is on the device
         self._room = len(header.encode()) + 16  # bytes: the header of a later segment may have longer numbers
         super().__init__(stream=header.stream, capacity_bytes=journal_bytes, **options)
+        if self.trouble is None:  # else memory is what is full first
+            self.full_reason = "journal_full"
 
     # --- making segments, any thread ----------------------------------------------------------------------------
 
@@ -175,14 +178,10 @@ class JournalBuffer(Buffer):
 
     def _on_disk(self, number: int, size: int, limit: int) -> JournalSegment | None:
         """Make a file and map it; None if the folder would hold more than `limit` bytes. Raises OSError."""
-        folder, total = self.folder, file_size(size)
-        with folder.exclusive(WAIT):
-            self._used = folder.used()
-            if self._used + total > limit:
-                return None
-            file = self._new_file(number)
-            descriptor = folder.make(file, total)
-            self._used += total
+        folder = self.folder
+        if (made := self._make_file(number, file_size(size), limit)) is None:
+            return None
+        file, descriptor = made
         mapped = None
         try:
             mapped = folder.map(descriptor, size)
@@ -196,8 +195,23 @@ class JournalBuffer(Buffer):
             folder.close_file(descriptor)
             folder.unlink(file)
             raise
-        self.trouble = None
+        self.trouble, self.full_reason = None, "journal_full"
         return segment
+
+    def _make_file(self, number: int, total: int, limit: int) -> tuple[str, int] | None:
+        """Make a file of so many bytes; None if the folder would hold more than `limit`. Raises OSError."""
+        with self.folder.exclusive(WAIT):
+            self._making += total  # first: a signal handler that comes after the count may make one as well
+            try:
+                self._used = self.folder.used()
+                if self._used + self._making > limit:
+                    return None
+                file = self._new_file(number)
+                descriptor = self.folder.make(file, total)
+                self._used += total
+                return file, descriptor
+            finally:
+                self._making -= total
 
     def _new_file(self, number: int) -> str:
         """Return a name for a file of this number; the stream's folder is made if need be. Inside `exclusive`."""
@@ -312,6 +326,8 @@ class JournalBuffer(Buffer):
                 return None
             raise UnreadableError(f"a journal segment cannot be read: {error}") from None
         self._image = segment, image
+        if (cut := segment.rows - self.count_image(image, image.start)) > 0:  # somebody truncated it meanwhile
+            self._count_given_up("journal_lost", cut, "a file is shorter than it was")
         return image
 
     def _give_up(self, segment: JournalSegment, reason: str, error: Exception) -> None:
@@ -322,11 +338,14 @@ class JournalBuffer(Buffer):
             except OSError:
                 pass  # it stays where it is, and whoever adopts this stream meets it again
             segment.file = ""
-        self.given_up[reason] = self.given_up.get(reason, 0) + segment.rows
-        self.rows_settled += segment.rows
+        self._count_given_up(reason, segment.rows, error)
+
+    def _count_given_up(self, reason: str, records: int, why: Exception | str) -> None:
+        self.given_up[reason] = self.given_up.get(reason, 0) + records
+        self.rows_settled += records
         self._diagnostics.say(
             "journal-given-up",
-            f"{segment.rows} records of a journal segment are given up ({reason}): {error}; "
+            f"{records} records of a journal segment are given up ({reason}): {why}; "
             f"what is left of it is in {self.folder.path}",
         )
 
@@ -377,16 +396,24 @@ class JournalBuffer(Buffer):
         if not self._tending.acquire(blocking=False):
             return
         try:
-            self.watch()
-            self._write_down_all()
-            if isinstance(self.fsync, (int, float)):
-                self.sync()
-            self._finish_what_waits()
-            self._make_spare()
-        except (OSError, MemoryError) as error:
-            self._refused(error)
+            # One by one: a disk that is full must not keep what it holds already from being synced.
+            for chore in (
+                self.watch,
+                self._write_down_all,
+                self._sync_if_due,
+                self._finish_what_waits,
+                self._make_spare,
+            ):
+                try:
+                    chore()
+                except (OSError, MemoryError) as error:
+                    self._refused(error)
         finally:
             self._tending.release()
+
+    def _sync_if_due(self) -> None:
+        if isinstance(self.fsync, (int, float)):
+            self.sync()
 
     def tend_again(self) -> float | None:
         """Return in how many seconds there may be something to do; None: after the next roll."""
@@ -431,20 +458,18 @@ class JournalBuffer(Buffer):
             self._publish(segment, 0, low=False)
 
     def _write_down_all(self) -> None:
+        if time.monotonic() < self._ask_at:
+            return
         for segment in list(self._journal_chain()):
             if not (segment.file and not segment.distrusted) and segment.sealed and not segment.map.closed:
                 self._write_down(segment)
 
     def _write_down(self, segment: JournalSegment) -> None:
         """Write a segment's frames into a new file under its number; its old file, if there is one, is not trusted."""
-        folder, total = self.folder, file_size(segment.size)
-        with folder.exclusive(WAIT):
-            self._used = folder.used()
-            if self._used + total > self.capacity_bytes:
-                return
-            file = self._new_file(segment.number)
-            descriptor = folder.make(file, total)
-            self._used += total
+        folder = self.folder
+        if (made := self._make_file(segment.number, file_size(segment.size), self.capacity_bytes)) is None:
+            return
+        file, descriptor = made
         try:
             with self._files:
                 if segment.map.closed:  # settled meanwhile
@@ -546,7 +571,7 @@ class JournalBuffer(Buffer):
                 for segment in self._journal_chain():
                     if position(segment.number, segment.size) < self.synced or segment.final >= 0:
                         continue
-                    if segment.descriptor < 0 or not segment.file:
+                    if segment.descriptor < 0 or not segment.file or segment.distrusted:
                         whole = False
                     else:  # a second descriptor: the listener may unlink and close the first meanwhile
                         files.append((segment, self.folder.duplicate(segment.descriptor)))

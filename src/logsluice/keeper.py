@@ -28,13 +28,20 @@ class Keeper:
         self._diagnostics = diagnostics
         self._tokens: SimpleQueue[None] = SimpleQueue()
         self._ending = False
+        self._starter: dict[str, object] = {}  # setdefault elects the one that starts the thread
+        self._runner: dict[str, object] = {}  # and the one that runs
         self._done = Done()
 
     def start(self) -> None:
         """Start the thread. Raises RuntimeError if the interpreter will not."""
-        if self.buffers and not self.started:
-            start_thread(self._run, f"logsluice-{self._diagnostics.name}-journal")
-            self.started = True
+        mine = object()
+        if self.buffers and not self.started and self._starter.setdefault("", mine) is mine:
+            try:
+                start_thread(self._run, f"logsluice-{self._diagnostics.name}-journal")
+                self.started = True
+            except BaseException:  # a Ctrl-C, too: the thread may run all the same
+                del self._starter[""]
+                raise
 
     def hurry(self) -> None:
         """Have the chores done now. Any thread, signal handlers included; takes no lock."""
@@ -59,7 +66,9 @@ class Keeper:
         return min(waits, default=None)
 
     def _run(self) -> None:
-        me = get_ident()
+        mine, me = object(), get_ident()
+        if self._runner.setdefault("", mine) is not mine:
+            return  # its starter was interrupted, and somebody started another
         lifecycle.OWN_THREADS.add(me)
         try:
             while not self._ending:

@@ -197,8 +197,10 @@ class Listener(logging.handlers.QueueListener):
     def _look_for_orphans(self) -> None:
         """Take over what dead processes left in the journal's folder."""
         now = time.monotonic()
-        if self.adopter is None or self.make_route is None or now < self._look_at or self._deadline is not None:
+        if self.adopter is None or self.make_route is None or now < self._look_at:
             return
+        if self._deadline is not None and self._look_at:
+            return  # but once in any case: a script that lives for a moment must not leave orphans to the next for ever
         self._look_at = now + LOOK_EVERY
         for orphan in self.adopter.look({route.name for route in self.adopted}):
             self.adopted.append(self.make_route(orphan))
@@ -231,7 +233,12 @@ class Listener(logging.handlers.QueueListener):
     def _finished(self) -> bool:
         if self._deadline is None:
             return False
-        return time.monotonic() >= self._deadline or not any(route.waits for route in self.routes)
+        now = time.monotonic()
+        if now >= self._deadline:
+            return True
+        # Orphans have what is left of the time, as long as they can be sent.
+        sendable = [route for route in self.adopted if self.breaker.allows(now) and route.breaker.allows(now)]
+        return not any(route.waits for route in [*self.routes, *sendable])
 
     def _wait(self) -> None:
         """Return when a sweep is due: a token said so, `linger` is over, a breaker lets a probe through."""
@@ -278,10 +285,11 @@ class Listener(logging.handlers.QueueListener):
         return min(max(linger, self._opens(route)) for route in waiting)
 
     def _adopted_due(self, now: float) -> float | None:
-        """Return when an orphan may be served, or looked for; None without a journal, and once the end has come."""
-        if self.adopter is None or self._deadline is not None:
+        """Return when an orphan may be served, or looked for; None without a journal."""
+        if self.adopter is None:
             return None
-        return min([max(now, self._opens(route)) for route in self.adopted] + [max(now, self._look_at)])
+        opens = [max(now, self._opens(route)) for route in self.adopted]
+        return min(opens + [max(now, self._look_at)] * (self._deadline is None), default=None)
 
     def _opens(self, route: Route) -> float:
         return max(route.breaker.open_until, self.breaker.open_until)
@@ -334,6 +342,8 @@ class Listener(logging.handlers.QueueListener):
         now = self._last_sweep = time.monotonic()
         for route in self.routes:
             route.look(now)
+            if isinstance(route.buffer, JournalBuffer):
+                self._care_for(route.buffer)  # first: to read what somebody truncated would be SIGBUS
         goal = {route.name: route.buffer.tail() for route in self.routes}
         while (ready := self._next_route(goal)) is not None:
             self._deliver(ready)
@@ -342,8 +352,6 @@ class Listener(logging.handlers.QueueListener):
         for route in self.routes:
             route.buffer.relieve()
             self.notices.drops(route)
-            if isinstance(route.buffer, JournalBuffer):
-                self._care_for(route.buffer)
         self._notify()
 
     def _care_for(self, buffer: JournalBuffer) -> None:
@@ -359,7 +367,8 @@ class Listener(logging.handlers.QueueListener):
     def _serve_orphan(self, route: Route) -> None:
         """Send one batch of an orphan: who left a million records must not keep others waiting."""
         now = time.monotonic()
-        if self._deadline is None and self.breaker.allows(now) and route.breaker.allows(now):
+        in_time = self._deadline is None or now < self._deadline
+        if in_time and self.breaker.allows(now) and route.breaker.allows(now):
             if route.waits:
                 self._deliver(route)
             if not route.waits:
@@ -379,7 +388,8 @@ class Listener(logging.handlers.QueueListener):
         self.diagnostics.say(
             f"adopted-{buffer.name}",
             f"the journal of a process that is gone was sent: {totals.stored} records, {totals.dead} dead letters, "
-            f"{sum(buffer.given_up.values())} given up, {buffer.holes} holes",
+            f"{sum(dict(totals.abandoned).values())} given up, {buffer.holes} holes"
+            + "".join(f"; {file} is in quarantine: {why}" for file, why in buffer.refused.items()),
             every=0,
         )
 
@@ -560,12 +570,13 @@ class Listener(logging.handlers.QueueListener):
         kept, gone = buffer.finish()
         if kept:
             route.ledger.totals = route.ledger.totals.abandon("journal", kept)
-            self.diagnostics.say(
-                "kept",
-                f"{kept} records are left in the journal {self.settings.journal}: the next process that uses it sends "
-                "them",
-                every=0,
-            )
+            if not self._told_lost:  # else who waited has said it already
+                self.diagnostics.say(
+                    "kept",
+                    f"{kept} records are left in the journal {self.settings.journal}: the next process that uses it "
+                    "sends them",
+                    every=0,
+                )
         if gone:
             route.sink.retire()
         if records:
@@ -592,4 +603,5 @@ def adoption_figures(route: Route, state: str) -> dict[str, Any]:
         "waiting_bytes": buffer.waiting_bytes(),
         "holes": buffer.holes,
         "torn_bytes": buffer.torn,
+        "watermark_missing": getattr(route.sink, "missing", 0),
     }

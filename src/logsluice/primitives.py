@@ -22,7 +22,7 @@ else:
     except ImportError:  # an interpreter that has no such module
         from queue import SimpleQueue
 
-__all__ = ["Done", "SimpleQueue", "get_ident", "on_event_loop", "start_thread"]
+__all__ = ["Done", "RLock", "SimpleQueue", "get_ident", "on_event_loop", "start_thread"]
 
 
 def _original(name: str) -> Any:
@@ -35,6 +35,8 @@ def _original(name: str) -> Any:
 
 get_ident: Callable[[], int] = _original("get_ident")  # taken now: it may be patched later
 _allocate_lock: Callable[[], Any] = _original("allocate_lock")
+# In C, of the operating system's thread: a signal handler goes through what its thread holds.
+RLock: Callable[[], Any] = _original("RLock")
 
 
 class Done:
