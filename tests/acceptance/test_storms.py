@@ -7,9 +7,9 @@ import threading
 import time
 
 import psycopg
-import pytest
 
 from support.commits import late_commits, lose_commits
+from support.faults import storm, storm_tables
 from support.proxy import Proxy
 from support.shop import LIMIT, Shop
 
@@ -81,46 +81,12 @@ def test_a_server_that_comes_and_goes(dsn):
         assert thirds[0] < thirds[1] < thirds[2]
 
 
-COLUMNS = {"message": "message", "user_id": "extra.user_id"}
-
-
-@pytest.fixture
-def users(dsn):
+def test_a_tenth_of_50_000_rows_name_one_of_40_unknown_users(dsn):
+    storm_tables(dsn)
+    clean, _ = storm(dsn, ROWS, user=lambda n: 1 + n % 1000)
     with psycopg.connect(dsn, autocommit=True) as conn:
-        conn.execute("CREATE TABLE public.users (id bigint PRIMARY KEY)")
-        conn.execute("INSERT INTO public.users SELECT generate_series(1, 1000)")
-        conn.execute(
-            "CREATE TABLE public.acts (message text, user_id bigint REFERENCES public.users, at timestamptz DEFAULT now())"
-        )
-    return dsn
-
-
-def storm(dsn, *, user, rows=ROWS, **options):
-    """Fill the buffer while the table is locked, then let go: (rows a second until all is settled, the shop)."""
-    with Shop(dsn, table="public.acts", columns=COLUMNS, capacity_bytes=2**28, **options) as shop:
-        shop.watch()
-        shop.log(1, user_id=1)
-        assert shop.flush()
-        with psycopg.connect(dsn) as other:
-            other.execute("LOCK TABLE public.acts IN ACCESS EXCLUSIVE MODE")
-            expected = [
-                shop.log(1, user_id=user(n))[0]
-                for n in range(rows)
-                if user(n) > 1000 or not shop.log(1, user_id=user(n))
-            ]
-        began = time.monotonic()
-        assert shop.flush(300)
-        took = time.monotonic() - began
-        _, dead = shop.check(table="public.acts")
-        assert sorted(dead) == expected
-        return rows / took, shop
-
-
-def test_a_tenth_of_50_000_rows_name_one_of_40_unknown_users(users):
-    clean, _ = storm(users, user=lambda n: 1 + n % 1000)
-    with psycopg.connect(users, autocommit=True) as conn:
         conn.execute("TRUNCATE public.acts")
-    bad, shop = storm(users, user=lambda n: 2000 + n // 10 % 40 if n % 10 == 0 else 1 + n % 1000)
+    bad, shop = storm(dsn, ROWS, user=lambda n: 2000 + n // 10 % 40 if n % 10 == 0 else 1 + n % 1000)
     worst = max(shop.attempts_a_batch())
     print(
         f"clean {clean:,.0f} rows/s; 10 % bad {bad:,.0f} rows/s ({bad / clean:.0%}); at most {worst} attempts a batch"
@@ -128,10 +94,11 @@ def test_a_tenth_of_50_000_rows_name_one_of_40_unknown_users(users):
     assert worst <= 32
 
 
-def test_a_hundredth_of_rows_are_bad_each_in_its_own_way(users):
+def test_a_hundredth_of_rows_are_bad_each_in_its_own_way(dsn):
     """No key is shared: each bad row costs an attempt, and the batches get short, but no attempt is without progress."""
     rows = 10_000
-    bad, shop = storm(users, user=lambda n: 10_000 + n if n % 100 == 0 else 1 + n % 1000, rows=rows)
+    storm_tables(dsn)
+    bad, shop = storm(dsn, rows, user=lambda n: 10_000 + n if n % 100 == 0 else 1 + n % 1000)
     worst = max(shop.attempts_a_batch())
     print(f"1 % bad, all different: {bad:,.0f} rows/s, at most {worst} attempts a batch, {len(shop.writes)} in all")
     assert worst <= 32

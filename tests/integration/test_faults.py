@@ -5,22 +5,34 @@ known by an id of its own, is in the table exactly once.
 
 from __future__ import annotations
 
-import logging
-import math
 import random
 import threading
 import time
-from contextlib import contextmanager
 from datetime import datetime, timezone
 
 import psycopg
 import pytest
-from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from logsluice import partitions
 from logsluice.sinks import postgres
-from logsluice.sinks.postgres import PostgresSink
-from support.commits import COMMIT, freezing, late_commits, lose_commits
+from support.commits import COMMIT, late_commit_without_lock, late_commits, lose_commits, without_watermark
+from support.faults import (
+    BREAKS,
+    PASSWORDS,
+    broken,
+    dated,
+    deadlock,
+    demoted,
+    drifted,
+    one_bad_row_in_5000,
+    password_rotated,
+    reject,
+    slow_rows,
+    stuck_for,
+    table_locked,
+    terminate,
+    too_slow_for_its_limit,
+)
 from support.processes import until
 from support.proxy import Proxy, kind
 from support.shop import LIMIT, Shop, message, writer
@@ -40,26 +52,6 @@ def shop(proxy, dsn):
         shop.log()
         assert shop.flush()
         yield shop
-
-
-def terminate(shop):
-    """End the handler's session, as an administrator does."""
-    shop.do(
-        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name LIKE 'logsluice%' "
-        "AND datname = current_database()"
-    )
-
-
-@contextmanager
-def slow_rows(shop, milliseconds, table="logsluice.logs"):
-    """Each row of this table takes so long."""
-    shop.do(
-        f"CREATE FUNCTION public.slowly() RETURNS trigger LANGUAGE plpgsql AS "
-        f"'BEGIN PERFORM pg_sleep({milliseconds / 1000}); RETURN NEW; END'",
-        f"CREATE TRIGGER slowly BEFORE INSERT ON {table} FOR EACH ROW EXECUTE FUNCTION public.slowly()",
-    )
-    yield
-    shop.do(f"DROP TRIGGER slowly ON {table}")
 
 
 # --- the server is away ---------------------------------------------------------------------------------------------
@@ -127,11 +119,10 @@ def test_a_lost_answer_to_commit_stores_nothing_twice(shop, proxy):
     assert shop.known >= rounds * 0.75
 
 
-def test_without_the_watermark_the_same_fault_stores_rows_twice(shop, proxy, monkeypatch):
+def test_without_the_watermark_the_same_fault_stores_rows_twice(shop, proxy):
     """The control: the test above bites."""
-    real = PostgresSink._lock_watermark
-    monkeypatch.setattr(PostgresSink, "_lock_watermark", lambda sink, conn, base: (real(sink, conn, base), base)[1])
-    cuts = lose_commits(shop, proxy, 5)
+    with without_watermark():
+        cuts = lose_commits(shop, proxy, 5)
     stored = shop.stored()
     print(f"control: {len(stored)} rows for {len(set(stored))} records after {cuts} lost answers")
     assert len(stored) - len(set(stored)) >= 20 * 3
@@ -144,30 +135,9 @@ def test_a_commit_that_arrives_late_stores_nothing_twice(own_server):
         assert shop.known >= 1
 
 
-def test_without_the_lock_a_late_commit_stores_rows_twice(own_server, monkeypatch):
-    """The control: looking without a lock finds nothing, sends again, and then both arrive."""
+def test_without_the_lock_a_late_commit_stores_rows_twice(own_server):
     with Shop(own_server.dsn(), io_timeout=10) as shop:
-
-        def look(sink, conn, _base):
-            sql = f"BEGIN; {sink._limits()}; SELECT position FROM logsluice.stream WHERE stream = {sink.stream}"
-            cursor = conn.execute(sql)
-            while cursor.nextset():
-                pass
-            return cursor.fetchone()[0]
-
-        with freezing() as frozen:
-            shop.watch()
-            shop.log()
-            assert shop.flush()
-            monkeypatch.setattr(PostgresSink, "_lock_watermark", look)
-            frozen.armed = True
-            shop.log(20)
-            waiting = (
-                "SELECT count(*) > 0 FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE '%UPDATE%'"
-            )
-            assert until(lambda: shop.query(waiting) == [(True,)], LIMIT)
-            frozen.go_on()
-            assert shop.flush()
+        late_commit_without_lock(shop)
         assert len(shop.stored()) > len(set(shop.stored()))
 
 
@@ -192,21 +162,6 @@ def test_cut_at_random_bytes(shop, proxy):
 IO_TIMEOUT = 0.5  # seconds; connecting has 2, the least that libpq knows
 
 
-def stuck_for(shop, fault, proxy, records=10):
-    """How long the attempt took that ran into this fault, and that the connection was not used again."""
-    connections = proxy.connections
-    fault()
-    began = time.monotonic()
-    shop.log(records)
-    failure = shop.await_failure()[-1]
-    took = time.monotonic() - began
-    proxy.heal()
-    assert shop.flush()
-    assert proxy.connections > connections
-    assert proxy.swallowed > 0
-    return took, failure
-
-
 @pytest.mark.parametrize("where", ["copy", "commit", "begin"])
 def test_an_answer_that_never_comes(dsn, where):
     match = {"copy": kind(b"c"), "commit": COMMIT, "begin": lambda m: b"FOR UPDATE" in m}[where]
@@ -214,7 +169,7 @@ def test_an_answer_that_never_comes(dsn, where):
         shop.watch()
         shop.log()
         assert shop.flush()
-        took, failure = stuck_for(shop, lambda: proxy.swallow_after(match), proxy)
+        took, failure, _ = stuck_for(shop, lambda: proxy.swallow_after(match), proxy)
         print(f"no answer in {where}: ended after {took:.2f} s of io_timeout {IO_TIMEOUT}")
         assert IO_TIMEOUT * 0.9 < took < IO_TIMEOUT * 10
         assert failure["verdict"] == "shrink"
@@ -226,7 +181,7 @@ def test_an_answer_that_never_comes(dsn, where):
 def test_a_server_that_does_not_answer_a_new_connection(dsn):
     with Proxy(dsn) as proxy, Shop(proxy.dsn, read=dsn, io_timeout=IO_TIMEOUT) as shop:
         shop.watch()
-        took, failure = stuck_for(shop, proxy.swallow, proxy)
+        took, failure, _ = stuck_for(shop, proxy.swallow, proxy)
         print(f"no answer in connect: ended after {took:.2f} s (at least 2 s: libpq's least connect_timeout)")
         assert 1.5 < took < 20
         assert failure["verdict"] == "retry"
@@ -262,28 +217,15 @@ def test_a_time_limit_too_small_for_the_batch_shrinks_it(dsn, capfd):
         shop.log()
         assert shop.flush()
         with slow_rows(shop, 2):
-            ids = shop.log(400)  # 0.8 s at least
-            assert shop.flush()
+            shrunk, first = too_slow_for_its_limit(shop)
         _, dead = shop.check()
         assert not dead
-        failures = shop.failed()
-        assert {f["verdict"] for f in failures} <= {"shrink", "retry"}  # retry: the lock of the attempt given up
-        shrunk = [f for f in failures if f["verdict"] == "shrink"]
-        first = next(i for i, (_, _, error) in enumerate(shop.writes[1:], 1) if error is None)
-        print(f"{len(ids)} rows of 2 ms within 0.3 s: {len(shrunk)} attempts shrank, first stored at attempt {first}")
-        assert shrunk
-        assert len(shrunk) <= math.log2(400) + 2
+        print(f"400 rows of 2 ms within 0.3 s: {shrunk} attempts shrank, first stored at attempt {first}")
 
 
 def test_a_lock_on_the_table_is_waited_for_a_bounded_time(shop):
-    with psycopg.connect(shop.read) as other:
-        other.execute("LOCK TABLE logsluice.logs IN ACCESS EXCLUSIVE MODE")
-        shop.handler._settings.__dict__["io_timeout"] = 1.0  # lock_timeout is a quarter of it
-        shop.log(10)
-        failures = shop.await_failure("55P03", count=2)
+    with table_locked(shop) as failures:
         print("waited for the lock:", [round(f["seconds"], 2) for f in failures], "s of 0.25")
-        assert all(0.2 < f["seconds"] < 2.5 for f in failures)
-        assert {f["verdict"] for f in failures} == {"retry"}
     assert shop.flush()
     shop.check()
 
@@ -320,39 +262,14 @@ def test_an_abandoned_attempt_lets_the_watermark_go(own_server):
 
 def test_a_deadlock_is_tried_again(shop):
     """The one that the server chooses is ours: it waits longer, and the other asks for the row last."""
-    shop.do("ALTER DATABASE " + conninfo_to_dict(shop.read)["dbname"] + " SET deadlock_timeout = '50ms'")
-    terminate(shop)
-    shop.do(
-        "CREATE TABLE public.turnstile (x int)",
-        "INSERT INTO public.turnstile VALUES (1)",
-        "CREATE FUNCTION public.turn() RETURNS trigger LANGUAGE plpgsql AS "
-        "'BEGIN UPDATE public.turnstile SET x = x; RETURN NULL; END'",
-        "CREATE TRIGGER turn AFTER INSERT ON logsluice.logs FOR EACH STATEMENT EXECUTE FUNCTION public.turn()",
-    )
-    with psycopg.connect(shop.read) as other:
-        other.execute("SET deadlock_timeout = '60s'")
-        other.execute("UPDATE public.turnstile SET x = x")
-        shop.log(10)
-        waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE 'COPY%'"
-        assert until(lambda: shop.query(f"{waiting} AND datname = current_database()") == [(1,)], LIMIT)
-        shop_failed = threading.Thread(target=shop.await_failure, args=("40P01",))
-        shop_failed.start()
-        other.execute("SELECT * FROM logsluice.stream FOR UPDATE")
-        shop_failed.join(LIMIT)
+    deadlock(shop)
     assert shop.flush()
     shop.check()
 
 
 def test_a_demoted_primary_is_left(shop, admin, proxy):
-    name = conninfo_to_dict(shop.read)["dbname"]
-    admin.execute(f"ALTER DATABASE {name} SET default_transaction_read_only = on")
-    terminate(shop)
-    shop.log(10)
-    before = proxy.connections
-    shop.await_failure("25006", count=3)
-    attempts = len(shop.failed("25006"))
-    assert proxy.connections - before >= attempts - 2  # each on a connection of its own: DNS may name the new one
-    admin.execute(f"ALTER DATABASE {name} RESET default_transaction_read_only")
+    with demoted(shop, admin, proxy):
+        pass
     assert shop.flush()
     _, dead = shop.check()
     assert not dead
@@ -370,80 +287,24 @@ def test_too_many_connections(dsn, admin):
 
 
 def test_a_changed_password_is_waited_for_and_asked_anew(dsn, admin, capfd):
-    with writer(dsn, admin) as (theirs, name):
-        current = [theirs]
-        with Shop(lambda: current[0], read=dsn, create=False) as shop:
-            shop.log()
-            assert shop.flush()
-            admin.execute(f"ALTER ROLE {name} PASSWORD 'the-new-one'")
-            shop.log(10)
-            assert shop.flush()  # the open connection goes on
-            terminate(shop)
-            shop.log(10)
-            failures = shop.await_failure("28000", count=2)
-            assert {f["verdict"] for f in failures if f["sqlstate"] == "28000"} == {"blocked"}
-            current[0] = make_conninfo(theirs, password="the-new-one")
-            assert shop.flush()
-            shop.check()
+    with password_rotated(dsn, admin) as (shop, mend):
+        mend()
+        assert shop.flush()
+        shop.check()
     said = capfd.readouterr().err
     assert "password authentication failed" in said
-    assert "the-new-one" not in said
-    assert "of-the-writer" not in said
+    assert not any(password in said for password in PASSWORDS)
 
 
 # --- somebody changed the tables ------------------------------------------------------------------------------------
 
-BREAKS = {
-    "table missing": (
-        "ALTER TABLE logsluice.logs RENAME TO gone",
-        "ALTER TABLE logsluice.gone RENAME TO logs",
-        "42P01",
-        "migrate",
-    ),
-    "column renamed": (
-        "ALTER TABLE logsluice.logs RENAME message TO text",
-        "ALTER TABLE logsluice.logs RENAME text TO message",
-        "42703",
-        "message",
-    ),
-    "privilege revoked": (
-        "REVOKE INSERT ON logsluice.logs FROM {role}",
-        "GRANT INSERT ON logsluice.logs TO {role}",
-        "42501",
-        'GRANT INSERT ON "logsluice"."logs" TO',
-    ),
-    "schema closed": (
-        "REVOKE USAGE ON SCHEMA logsluice FROM {role}",
-        "GRANT USAGE ON SCHEMA logsluice TO {role}",
-        "42501",
-        'GRANT USAGE ON SCHEMA "logsluice" TO',
-    ),
-    "no dead letters allowed": (
-        "REVOKE INSERT ON logsluice.dead_letter FROM {role}; ALTER TABLE logsluice.logs ADD CHECK (message !~ 'tid=150 ')",
-        "GRANT INSERT ON logsluice.dead_letter TO {role}",
-        "42501",
-        'GRANT INSERT ON "logsluice"."dead_letter" TO',
-    ),
-}
-
 
 @pytest.mark.parametrize("what", BREAKS)
 def test_what_somebody_must_mend_is_blocked_and_nothing_is_lost(dsn, admin, capfd, what):
-    wreck, mend, code, says = BREAKS[what]
     with writer(dsn, admin) as (theirs, role), Shop(theirs, read=dsn, create=False) as shop:
         shop.watch()
-        shop.log(100)
-        assert shop.flush()
-        shop.do(wreck.format(role=role))
-        shop.log(100)
-        shop.await_failure(code)
-        shop.log(100)
-        failures = shop.await_failure(count=3)
-        assert shop.stats.breaker in {"open", "half_open"}
-        assert {f["verdict"] for f in failures} <= {"blocked", "reject"}
-        assert failures[-1]["verdict"] == "blocked"
-        assert not shop.dead()
-        shop.do(mend.format(role=role))
+        with broken(shop, what, role) as says:
+            pass
         assert shop.flush()
         _, dead = shop.check()
         assert dead == ([150] if "dead letters" in what else [])
@@ -453,18 +314,8 @@ def test_what_somebody_must_mend_is_blocked_and_nothing_is_lost(dsn, admin, capf
 
 
 def test_a_new_column_that_nothing_fills_blocks_and_rejects_next_to_nothing(shop):
-    shop.do(
-        "ALTER TABLE logsluice.logs ADD COLUMN must_have int NOT NULL DEFAULT 0",
-        "ALTER TABLE logsluice.logs ALTER COLUMN must_have DROP DEFAULT",
-    )
-    shop.log(500)
-    assert until(lambda: any(f["verdict"] == "blocked" for f in shop.failed("23502")), LIMIT)
-    attempts = len(shop.writes)
-    assert len(shop.dead()) <= 20
-    shop.log(500)
-    shop.await_failure("23502", count=25)
-    assert len(shop.dead()) <= 20
-    shop.do("ALTER TABLE logsluice.logs ALTER COLUMN must_have SET DEFAULT 0")
+    with drifted(shop) as attempts:
+        pass
     assert shop.flush()
     _, dead = shop.check()
     print(f"schema drift: blocked after {attempts} attempts, {len(dead)} dead letters of 1000")
@@ -474,29 +325,10 @@ def test_a_new_column_that_nothing_fills_blocks_and_rejects_next_to_nothing(shop
 # --- the data -------------------------------------------------------------------------------------------------------
 
 
-def reject(shop, condition):
-    """A CHECK of the user's own on `logs`."""
-    shop.do(f"ALTER TABLE logsluice.logs ADD CONSTRAINT users_own CHECK (NOT ({condition})) NOT VALID")
-
-
 def test_one_bad_row_in_5000_is_set_aside_and_the_others_are_stored_with_it(dsn):
     with Shop(dsn, linger=0.3) as shop:
-        shop.watch()
-        shop.log()
-        assert shop.flush()
-        reject(shop, "message LIKE 'tid=2500 %'")
-        shop.log(5000)
-        assert shop.flush()
-        stored, dead = shop.check()
-        assert (len(stored), dead) == (5000, [2500])
-        print(f"one bad row in 5000: {max(shop.attempts_a_batch())} attempts at most for a batch")
-        assert max(shop.attempts_a_batch()) <= 3
-        neighbour = "SELECT xmin::text FROM logsluice.logs WHERE message LIKE %s"
-        letter = shop.query("SELECT xmin::text, sqlstate, error, target FROM logsluice.dead_letter")
-        assert [row[0] for row in letter] == [row[0] for row in shop.query(neighbour, "tid=2499 %")]
-        assert letter[0][1] == "23514"
-        assert "users_own" in letter[0][2]
-        assert "tid=" not in letter[0][2]
+        attempts = one_bad_row_in_5000(shop)
+        print(f"one bad row in 5000: {attempts} attempts at most for a batch")
 
 
 def test_a_run_of_bad_rows_amid_good_ones_is_set_aside(shop):
@@ -568,12 +400,6 @@ def test_a_partition_dropped_under_the_writer_is_made_again(shop):
     assert sorted(shop.stored()) == ids
     assert not shop.dead()
     assert shop.stats.stored == len(gone) + len(ids)
-
-
-def dated(tid, days):
-    record = logging.LogRecord("shop", logging.INFO, __file__, 1, message(tid), None, None)
-    record.created = time.time() + days * 86_400
-    return record
 
 
 def test_records_of_other_days_get_their_partitions(shop):

@@ -7,43 +7,14 @@ import itertools
 import logging
 import threading
 import time
-from contextlib import contextmanager
 from pathlib import Path
 
 import psycopg
 import pytest
 
+from support.overload import SMALL, flood, markers, stopped
 from support.processes import until
 from support.shop import LIMIT, Shop
-
-SMALL = {"capacity_bytes": 2**20, "max_frame_bytes": 2**16, "linger": 0.01}
-PAYLOAD = "x" * 900
-
-
-@contextmanager
-def stopped(shop):
-    """Nothing can be stored: the table is locked. In the end it is free again."""
-    shop.log()
-    assert shop.flush()
-    with psycopg.connect(shop.read) as other:
-        other.execute("LOCK TABLE logsluice.logs IN ACCESS EXCLUSIVE MODE")
-        yield
-
-
-def flood(shop, count, level=logging.INFO):
-    """Log so many; the ids that were dropped, found one by one."""
-    lost = []
-    for _ in range(count):
-        before = sum(shop.route.buffer.dropped().values())
-        (tid,) = shop.log(1, level, payload=PAYLOAD)
-        if sum(shop.route.buffer.dropped().values()) > before:
-            lost.append(tid)
-    return lost
-
-
-def markers(shop):
-    query = "SELECT attributes FROM logsluice.logs WHERE logger = 'logsluice' AND seq < 0 ORDER BY seq DESC"
-    return [row[0] for row in shop.query(query)]
 
 
 def test_drop_loses_low_levels_first_counts_them_and_says_so_in_the_log(dsn, capfd):

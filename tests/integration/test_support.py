@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import select
 import signal
+import threading
 
 import psycopg
 import pytest
 
-from support.processes import run_program
-from support.proxy import Proxy, kind, query
+from support.processes import run_program, until
+from support.proxy import COPY_DONE, READY, Proxy, copy_data, error, kind, query, reply, startup
 
 
 @pytest.fixture
@@ -120,6 +121,104 @@ def test_an_extended_query_is_recognised(proxy, table):
     with psycopg.connect(proxy.dsn) as conn, pytest.raises(psycopg.OperationalError):
         conn.execute("SELECT %s::int8", [1])
     assert proxy.cuts == 1
+
+
+def apart(work, *args):
+    """Do it in a thread; a list that will hold its exception, or None."""
+    result = []
+
+    def run():
+        try:
+            work(*args)
+        except psycopg.Error as why:
+            result.append(why)
+        else:
+            result.append(None)
+
+    threading.Thread(target=run, daemon=True).start()
+    return result
+
+
+@pytest.mark.parametrize(
+    ("match", "before"),
+    [(copy_data(1), 0), (COPY_DONE, 0), (query(b"COMMIT"), 0), (reply(b"COPY"), 0), (reply(b"COMMIT"), 10)],
+    ids=["copy data", "copy done", "commit", "reply to copy", "reply to commit"],
+)
+def test_a_message_is_held_until_it_is_released(proxy, table, match, before):
+    held = proxy.hold_at(match)
+    result = apart(copy_and_commit, proxy.dsn)
+    assert held.wait(10)
+    assert until(lambda: count(table) == before)
+    assert (result, proxy.held) == ([], 1)
+    held.release()
+    assert until(lambda: result) == [None]
+    assert count(table) == 10
+
+
+def test_a_held_commit_arrives_although_its_client_has_gone(proxy, table):
+    held = proxy.hold_at(query(b"COMMIT"))
+    conn = psycopg.connect(proxy.dsn)
+    with conn.cursor().copy("COPY t FROM STDIN") as copy:
+        copy.write(b"row\n")
+    conn.pgconn.send_query(b"COMMIT")
+    conn.pgconn.flush()
+    assert held.wait(10)
+    conn.close()
+    assert count(table) == 0
+    held.release()
+    assert until(lambda: count(table) == 1)
+
+
+def test_a_number_counts_the_parts_of_one_copy(proxy, table):
+    proxy.cut_before(copy_data(2))
+    for _ in range(3):
+        copy_and_commit(proxy.dsn, rows=1)
+    assert proxy.cuts == 0
+    with pytest.raises(psycopg.OperationalError):
+        copy_and_commit(proxy.dsn, rows=2)  # each is written by itself
+    assert proxy.cuts == 1
+    assert count(table) == 3
+
+
+def test_one_message_is_dropped_alone(proxy, table):
+    proxy.drop(kind(b"d"))
+    copy_and_commit(proxy.dsn)
+    assert (proxy.dropped, proxy.cuts) == (1, 0)
+    assert count(table) < 10
+
+
+def test_cuts_at_what_the_server_says(proxy, table):
+    proxy.cut_before(reply(b"COMMIT"))
+    with pytest.raises(psycopg.OperationalError):
+        copy_and_commit(proxy.dsn)
+    assert (proxy.cuts, count(table)) == (1, 10)
+    proxy.cut_after(error(b"42P01"))
+    with psycopg.connect(proxy.dsn) as conn:
+        with pytest.raises(psycopg.errors.DivisionByZero):
+            conn.execute("SELECT 1/0")
+        conn.rollback()
+        with pytest.raises(psycopg.errors.UndefinedTable):
+            conn.execute("SELECT * FROM not_there")
+        assert until(lambda: proxy.cuts == 2)
+    proxy.cut_before(READY)
+    with pytest.raises(psycopg.OperationalError):
+        psycopg.connect(proxy.dsn)
+    assert proxy.cuts == 3
+
+
+def test_a_new_connection_is_held(proxy, table):
+    psycopg.connect(proxy.dsn).close()
+    held = proxy.hold_at(startup)
+    result = apart(copy_and_commit, proxy.dsn)
+    assert held.wait(10)
+    assert not result
+    held.release()
+    assert until(lambda: result) == [None]
+
+
+def test_who_asks_for_encryption_is_answered(proxy, table):
+    with psycopg.connect(proxy.dsn, sslmode="prefer") as conn:  # the server has none
+        assert conn.execute("SELECT 1").fetchone() == (1,)
 
 
 def test_a_program_that_hangs_ends_with_its_tracebacks(tmp_path):

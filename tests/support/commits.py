@@ -10,6 +10,7 @@ import pytest
 
 from logsluice.sinks import link
 from logsluice.sinks.link import LimitedConnection
+from logsluice.sinks.postgres import PostgresSink
 from support.processes import until
 from support.proxy import query
 from support.shop import LIMIT
@@ -24,6 +25,15 @@ def lose_commits(shop, proxy, rounds):
         shop.log(20 + n)
         assert shop.flush()
     return proxy.cuts - cuts
+
+
+@contextmanager
+def without_watermark():
+    """The control: what an earlier COMMIT has stored is not looked at."""
+    real = PostgresSink._lock_watermark
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(PostgresSink, "_lock_watermark", lambda sink, conn, base: (real(sink, conn, base), base)[1])
+        yield
 
 
 class Frozen:
@@ -71,7 +81,8 @@ def freezing():
 
 
 def late_commits(shop, rounds):
-    """The client gives up on COMMIT, tries again, and then the COMMIT arrives after all."""
+    """The client gives up on COMMIT, tries again, and then the COMMIT arrives after all. The longest recovery, seconds."""
+    recoveries = []
     with freezing() as frozen:
         shop.watch()
         shop.log()
@@ -83,5 +94,29 @@ def late_commits(shop, rounds):
             # Our limit, and then a retry that waits for the lock of the zombie or has sent its rows by now.
             assert until(lambda: len([e for _, _, e in shop.writes[failures:] if e]) >= 2, LIMIT)
             frozen.go_on()
-            assert shop.flush()
+            recoveries.append(shop.recover())
         assert frozen.times == rounds
+    return max(recoveries)
+
+
+def late_commit_without_lock(shop):
+    """The control: looking without a lock finds nothing, sends again, and then both arrive."""
+
+    def look(sink, conn, _base):
+        sql = f"BEGIN; {sink._limits()}; SELECT position FROM logsluice.stream WHERE stream = {sink.stream}"
+        cursor = conn.execute(sql)
+        while cursor.nextset():
+            pass
+        return cursor.fetchone()[0]
+
+    with freezing() as frozen, pytest.MonkeyPatch.context() as monkeypatch:
+        shop.watch()
+        shop.log()
+        assert shop.flush()
+        monkeypatch.setattr(PostgresSink, "_lock_watermark", look)
+        frozen.armed = True
+        shop.log(20)
+        waiting = "SELECT count(*) > 0 FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE '%UPDATE%'"
+        assert until(lambda: shop.query(waiting) == [(True,)], LIMIT)
+        frozen.go_on()
+        assert shop.flush()

@@ -1,13 +1,19 @@
 """
 A TCP proxy between a client and PostgreSQL that breaks the connection at a chosen place.
 
-It reads the client's side of the protocol, so that a fault stands at a message, not at a lucky chunk. Each fault is
-counted before the client can see it: a test asserts the counter, else it may have passed because nothing happened.
+It reads the protocol on both sides, so that a fault stands at a message, not at a lucky chunk: it can hold, drop or cut
+at one. Each fault is counted before the client can see it: a test asserts the counter, else it may have passed because
+nothing happened.
 
     with Proxy(dsn) as proxy:
         proxy.cut_after(query(b"COMMIT"))     # stored, and the client does not know
         ... work through proxy.dsn ...
         assert proxy.cuts == 1
+
+        held = proxy.hold_at(reply(b"COMMIT"))     # stored, and the client does not know yet
+        ... work ...
+        assert held.wait(10)
+        held.release()
 """
 
 from __future__ import annotations
@@ -23,7 +29,16 @@ from logsluice.devserver import free_port
 CHUNK = 65_536  # bytes: what one recv takes
 CLOSE_SECONDS = 5  # for the threads to end; they do at once, their sockets being shut down
 SSL_REQUEST, GSS_REQUEST = 80877103, 80877104  # the first message may ask for encryption; another first one follows
-READY = b"Z\0\0\0\x05"  # and one byte: the server has answered and waits for the next command
+
+
+class FromServer:
+    """A match on the server's messages; a plain function is one on the client's."""
+
+    def __init__(self, match):
+        self.match = match
+
+    def __call__(self, message):
+        return self.match(message)
 
 
 def query(text):
@@ -38,37 +53,112 @@ def query(text):
 
 
 def kind(letter):
-    """Matches a message by its type: b"d" is COPY data, b"c" the end of a COPY, b"X" a polite goodbye."""
+    """Matches a client's message by its type: b"d" is COPY data, b"c" the end of a COPY, b"X" a polite goodbye."""
     return lambda message: message[:1] == letter
 
 
-class Messages:
-    """The client's bytes, cut into messages."""
+COPY_DONE = kind(b"c")
 
-    def __init__(self):
+
+def startup(message):
+    """Matches the first message of a client that comes anew: it names its database."""
+    return message[:1] == b"\0" and message[4:6] == b"\0\3"  # no type; protocol 3
+
+
+def copy_data(number):
+    """Matches the CopyData of this number in its COPY, from 1. psycopg cuts what is copied into 128 KiB each."""
+    return lambda message: message[:1] == b"d" and message.number == number
+
+
+def reply(tag):
+    """Matches the server's CommandComplete with this tag, such as b"COMMIT"; b"COPY" and b"UPDATE" count rows behind it."""
+    return FromServer(lambda message: message[:1] == b"C" and message[5:-1].split(b" ")[0] == tag)
+
+
+def error(sqlstate=None):
+    """Matches the server's ErrorResponse, of this code (bytes) if one is given."""
+    return FromServer(
+        lambda message: message[:1] == b"E" and (sqlstate is None or b"\0C" + sqlstate + b"\0" in message[4:])
+    )
+
+
+READY = FromServer(lambda message: message[:1] == b"Z")  # the server has answered and waits for the next command
+
+
+class Message(bytes):
+    """One message with its type and length."""
+
+    number = 0  # of a CopyData in its COPY, from 1
+
+
+class Messages:
+    """The bytes of one side, cut into messages."""
+
+    def __init__(self, *, started=False):
         self._held = bytearray()
-        self._started = False
+        self._started = started  # the client's first message has no type; the server's all have one
+        self.plain_bytes = 0  # answers to SSL_REQUEST: one byte each, no message
+        self.opaque = False  # encrypted from here on
+        self._copied = 0
 
     def feed(self, data):
-        """Yield (where in `data` the message begins, the message); a negative place: in an earlier chunk."""
-        place = -len(self._held)
+        """Yield the messages that are complete with these bytes."""
         self._held += data
         while (message := self._next()) is not None:
-            yield place, message
-            place += len(message)
+            yield message
+
+    def asks_for_encryption(self, message):
+        """Whether it is the client's question before the first message."""
+        return len(message) == 8 and struct.unpack_from("!i", message, 4)[0] in {SSL_REQUEST, GSS_REQUEST}
 
     def _next(self):
-        start = 1 if self._started else 0  # the first message has no type
-        if len(self._held) < start + 8 - 4 * self._started:
+        if self.opaque:
+            return self._take(len(self._held)) if self._held else None
+        if self.plain_bytes and self._held:
+            self.plain_bytes -= 1
+            return self._take(1)
+        start = 1 if self._started else 0
+        if len(self._held) < start + 4:
             return None
         (length,) = struct.unpack_from("!i", self._held, start)
         if len(self._held) < start + length:
             return None
-        message = bytes(self._held[: start + length])
-        del self._held[: start + length]
+        message = self._take(start + length)
         if not self._started:
-            self._started = struct.unpack_from("!i", message, 4)[0] not in (SSL_REQUEST, GSS_REQUEST)
+            self._started = not self.asks_for_encryption(message)
+        self._copied = self._copied + 1 if message[:1] == b"d" else 0
+        message.number = self._copied
         return message
+
+    def _take(self, length):
+        message = Message(self._held[:length])
+        del self._held[:length]
+        return message
+
+
+class CutError(Exception):
+    """The connection is cut here."""
+
+
+class Held:
+    """A message that the proxy keeps, with all that comes behind it on its connection and side, until `release()`."""
+
+    def __init__(self):
+        self._came = threading.Event()
+        self._released = threading.Event()
+
+    def wait(self, seconds):
+        """Whether the message has come, within these seconds."""
+        return self._came.wait(seconds)
+
+    def release(self):
+        """Let it through; before it has come: keep nothing."""
+        self._released.set()
+
+    def keep(self):
+        """Of the proxy: blocks until the release."""
+        self._came.set()
+        self._released.wait()
 
 
 class Connection:
@@ -76,11 +166,9 @@ class Connection:
 
     def __init__(self, proxy, client, server):
         self.proxy, self.client, self.server = proxy, client, server
-        self.messages = Messages()
-        self.deaf = False  # the server's bytes are thrown away
+        self.deaf = False  # the server's messages are thrown away
         self.cut_when_answered = False
-        self._tail = b""
-        self._lock = threading.Lock()
+        self._from_client, self._from_server = Messages(), Messages(started=True)
         for side in (client, server):
             if side.family != socket.AF_UNIX:  # else small messages wait 40 ms for an acknowledgement
                 side.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -89,32 +177,78 @@ class Connection:
             thread.start()
 
     def _up(self):
+        self._pump(self.client, self.server, self._from_client, self._judge_client)
+
+    def _down(self):
+        self._pump(self.server, self.client, self._from_server, self._judge_server)
+
+    def _pump(self, source, target, messages, judge):
+        """Messages that are let through go out together; before a hold or a cut, those in front of it."""
+        out = bytearray()
+
+        def flush():
+            if out:
+                target.sendall(out)
+                out.clear()
+
         try:
-            while data := self.client.recv(CHUNK):
-                allowed, cut = self.proxy.judge(self, data)
-                self.server.sendall(data[:allowed])
-                if cut:
-                    self.cut()
-                    return  # what the client had sent already could still be read, and would be counted
+            while data := source.recv(CHUNK):
+                for message in messages.feed(data):
+                    out += judge(message, flush)
+                flush()
+        except CutError:
+            self.cut()  # what its sender had sent already could still be read, and would be counted
         except OSError:
             pass  # one side is gone: so is the other
         finally:
             self.hang_up()
 
-    def _down(self):
-        try:
-            while data := self.server.recv(CHUNK):
-                if not (self.deaf or self.proxy.swallowing):
-                    self.client.sendall(data)
-                    continue
-                self.proxy.count("swallowed", len(data))
-                self._tail = (self._tail + data)[-len(READY) - 1 :]
-                if self.cut_when_answered and self._tail.startswith(READY):
-                    self.cut()
-        except OSError:
-            pass
-        finally:
-            self.hang_up()
+    def _judge_client(self, message, flush):
+        if self._from_client.asks_for_encryption(message):
+            self._from_server.plain_bytes += 1
+        fault = self.proxy.met(message, server=False)
+        if fault in {"after", "swallow"}:
+            # Said before the message is forwarded: the answer cannot be quicker.
+            self.deaf = True
+            self.cut_when_answered = fault == "after"
+        through = self._treated(message, fault, flush)
+        allowed = self.proxy.allow(len(through))
+        if allowed is not None:
+            flush()
+            self.server.sendall(through[:allowed])
+            raise CutError
+        return through
+
+    def _judge_server(self, message, flush):
+        if message == b"S" and not self._from_server.opaque:
+            self._from_client.opaque = self._from_server.opaque = True
+        if self.deaf or self.proxy.swallowing:
+            self.proxy.count("swallowed", len(message))
+            if self.cut_when_answered and READY(message):
+                raise CutError
+            return b""
+        fault = self.proxy.met(message, server=True)
+        through = self._treated(message, fault, flush)
+        if fault == "swallow":
+            self.deaf = True
+        if fault == "after":
+            flush()
+            self.client.sendall(through)
+            raise CutError
+        return through
+
+    def _treated(self, message, fault, flush):
+        if fault == "before":
+            flush()
+            raise CutError
+        if fault == "drop":
+            self.proxy.count("dropped")
+            return b""
+        if isinstance(fault, Held):
+            flush()
+            self.proxy.count("held")
+            fault.keep()
+        return message
 
     def cut(self):
         self.proxy.count("cuts")
@@ -138,31 +272,39 @@ class Connection:
 
 class Proxy:
     """
-    The proxy. Its faults, each for the next match unless `times` says more:
+    The proxy. Its faults, each for the next match unless `times` says more; the first that matches takes the message:
 
-    `cut_after(match)`    forward the message, wait for the server's answer, throw that away, cut: done, unknown
+    `cut_after(match)`    the client's message: forward it, wait for the server's answer, throw that away, cut: done,
+                          unknown. The server's: forward it, cut
     `cut_before(match)`   cut instead of forwarding: not done
     `cut_at(count)`       forward exactly so many more client bytes, then cut
+    `drop(match)`         leave out this message alone
+    `hold_at(match)`      keep it, and all behind it, until `release()` of the `Held` that this returns. A client that
+                          goes away meanwhile is not noticed: on release the server gets the message all the same
     `swallow_after(match)`, `swallow()`   keep the connection open, let nothing of the server through any more
     `refuse()`            connection refused; open ones stay
     `cut()`               cut what is open
-    `heal()`              forget all faults that have not happened yet, accept again
+    `heal()`              forget all faults that have not happened yet, release what is held, accept again
 
-    Counters: `connections`, `cuts`, `swallowed` (bytes), `client_bytes` (forwarded).
+    Matches: `query`, `kind`, `copy_data`, `COPY_DONE`, `startup` and plain functions of a message are the client's; `reply`,
+    `error` and `READY` the server's. Messages go on when they are whole.
+
+    Counters: `connections`, `cuts`, `dropped`, `held` (messages), `swallowed` (bytes), `client_bytes` (forwarded).
     """
 
-    def __init__(self, dsn):
+    def __init__(self, dsn, *, address="127.0.0.1", port=None):
         parameters = conninfo_to_dict(dsn)
         self._host = str(parameters.get("hostaddr") or parameters.get("host") or "127.0.0.1")
         self._server_port = int(parameters.get("port") or 5432)
-        self.port = free_port()
+        self.address, self.port = address, port or free_port()
         # Encryption would hide the messages.
         self.dsn = make_conninfo(
-            dsn, host="127.0.0.1", hostaddr=None, port=self.port, sslmode="disable", gssencmode="disable"
+            dsn, host=address, hostaddr=None, port=self.port, sslmode="disable", gssencmode="disable"
         )
-        self.connections = self.cuts = self.swallowed = self.client_bytes = 0
+        self.connections = self.cuts = self.dropped = self.held = self.swallowed = self.client_bytes = 0
         self.swallowing = False
         self._faults = []  # [match, action, times]
+        self._holds = []
         self._cut_at = None
         self._open = []
         self._lock = threading.Lock()
@@ -183,6 +325,15 @@ class Proxy:
 
     def swallow_after(self, match, times=1):
         self._faults.append([match, "swallow", times])
+
+    def drop(self, match, times=1):
+        self._faults.append([match, "drop", times])
+
+    def hold_at(self, match):
+        held = Held()
+        self._holds.append(held)
+        self._faults.append([match, held, 1])
+        return held
 
     def cut_at(self, count):
         with self._lock:
@@ -206,15 +357,17 @@ class Proxy:
 
     def heal(self):
         self._faults.clear()
+        self._release()
         self._cut_at = None
         self.swallowing = False
         if self._listener is None:
-            self._listener = socket.create_server(("127.0.0.1", self.port))
+            self._listener = socket.create_server((self.address, self.port))
             self._acceptor = threading.Thread(target=self._accept, args=(self._listener,), daemon=True)
             self._acceptor.start()
 
     def close(self):
         self.refuse()
+        self._release()
         while self._open:
             self._open.pop().close()
 
@@ -222,28 +375,30 @@ class Proxy:
         with self._lock:
             setattr(self, name, getattr(self, name) + by)
 
-    def judge(self, connection, data):
-        """How many bytes of the chunk to forward, and whether to cut then."""
+    def met(self, message, *, server):
+        """The action of the first fault that this message meets; None if it meets none."""
         with self._lock:
-            allowed, cut = self._judge(connection, data)
-            if self._cut_at is not None and self.client_bytes + allowed >= self._cut_at:
-                allowed, cut, self._cut_at = self._cut_at - self.client_bytes, True, None
-            self.client_bytes += allowed
-            return allowed, cut
-
-    def _judge(self, connection, data):
-        for place, message in connection.messages.feed(data):
             for fault in self._faults:
                 match, action, times = fault
-                if not times or not match(message):
-                    continue
-                fault[2] -= 1
-                if action == "before":
-                    return max(place, 0), True
-                # Said before the message is forwarded: the answer cannot be quicker.
-                connection.deaf = True
-                connection.cut_when_answered = action == "after"
-        return len(data), False
+                if times and isinstance(match, FromServer) == server and match(message):
+                    fault[2] -= 1
+                    return action
+        return None
+
+    def allow(self, size):
+        """Count client bytes; None: forward them all, else so many and then cut."""
+        with self._lock:
+            cut_at = self._cut_at
+            if cut_at is None or self.client_bytes + size < cut_at:
+                self.client_bytes += size
+                return None
+            allowed, self._cut_at = cut_at - self.client_bytes, None
+            self.client_bytes = cut_at
+            return allowed
+
+    def _release(self):
+        while self._holds:
+            self._holds.pop().release()
 
     def _accept(self, listener):
         while True:

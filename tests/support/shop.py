@@ -13,6 +13,7 @@ from __future__ import annotations
 import itertools
 import logging
 import re
+import time
 import zlib
 from collections import Counter
 from contextlib import contextmanager
@@ -67,6 +68,12 @@ class Shop:
 
     def flush(self, seconds=LIMIT):
         return self.handler.flush(seconds)
+
+    def recover(self, since=None):
+        """Wait until nothing waits, without the hurry that `flush` makes; the seconds from now, or `since`, until then."""
+        since = time.monotonic() if since is None else since
+        assert until(lambda: not self.stats.waiting, LIMIT), self.stats
+        return time.monotonic() - since
 
     @property
     def listener(self):
@@ -147,6 +154,12 @@ class Shop:
         """The ids in dead_letter."""
         rows = [bytes(row[0]) for row in self.query("SELECT row FROM logsluice.dead_letter")]
         return [int(re.search(rb"tid=(\d+)", row)[1]) for row in rows]
+
+    def lost_and_twice(self, table="logsluice.logs", column="message"):
+        """The given ids that are neither stored nor dead, and those that are so more than once; no other id may be there."""
+        found = Counter(self.stored(table, column) + self.dead())
+        assert found.keys() <= set(self.given), sorted(found.keys() - set(self.given))[:10]
+        return sorted(set(self.given) - found.keys()), sorted(tid for tid, times in found.items() if times > 1)
 
     def check(self, *, lost=0, table="logsluice.logs", column="message"):
         """
