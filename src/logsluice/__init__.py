@@ -6,25 +6,30 @@ logsluice: Python logs into PostgreSQL. The map, in the order in which a record 
     encoding.py    fields -> frame, one row of COPY text. Pure                caller's thread
     intake.py      Intake(QueueHandler): prepare the frame, enqueue it        caller's thread
     buffer.py      Buffer: the segments that wait                             both; rules on top
+    journal.py, folder.py, journal_buffer.py, keeper.py, adoption.py          with journal=: segments that are files
     listener.py    Listener(QueueListener): the loop                          the listener's thread
     routes.py      one table's stream, and where its delivery stands          the listener's thread
     sinks/         the Sink protocol; postgres.py: the transaction; link.py, failures.py
     delivery.py    verdicts on failures, back-off, breaker. Pure
+    fallback.py    the last resort;  decoding.py: frames back to rows
     isolation.py   which rows a rejection names; notices.py: what is said on stderr
     lifecycle.py   fork, exit, SIGTERM
     schema.py, partitions.py, columns.py    the tables that rows go to
     ---- ground ----
-    accounting.py  redaction.py  context.py  config.py  configfile.py  diagnostics.py  primitives.py  errors.py
+    accounting.py  redaction.py  context.py  config.py  configfile.py  diagnostics.py  primitives.py
+    crashpoints.py  errors.py
     ---- beside the path ----
     children.py    spawned children;  testing.py, pytest_plugin.py: rows for people's own tests
-    devserver/     an embedded PostgreSQL;  doctor/;  cli/
+    deadletters.py dead letters, sent again;  devserver/  an embedded PostgreSQL;  doctor/;  cli/
+    journals.py    a journal's folder, shown and loaded by hand
 
 A record is one `logging.LogRecord`; its frame is the record as immutable bytes; a segment is a memory map that frames
 are appended to; a batch is a slice of a segment, sent in one transaction; the watermark is the position up to which a
 stream is committed. docs/architecture.md tells the same in one page.
 
-Invariants: no lock is taken in a logging call; frames hold no NUL and end in a newline; one batch of a stream is in
-flight at a time; rows, dead letters and watermark commit together; what is not stored is counted.
+Invariants: no lock is taken in a logging call (one that rolls a journal segment may wait 0.1 s for the folder); frames
+hold no NUL and end in a newline; one batch of a stream is in flight at a time; rows, dead letters and watermark commit
+together; what is not stored is counted.
 """
 
 from __future__ import annotations

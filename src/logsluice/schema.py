@@ -32,6 +32,11 @@ _SETTINGS = """
     SET LOCAL lock_timeout = '10s';
     SET LOCAL search_path = pg_catalog, pg_temp;
 """
+# The version that a writer needs. What came later serves the commands alone: a program that is updated before its
+# database, or while pg_dump holds the table that a file alters, must not stop storing.
+_WRITERS_NEED = 1
+_LATER_LOCK_TIMEOUT = "2s"  # for such a file: so long do writers wait behind us at each connect, with pg_dump before us
+_LOCK_NOT_AVAILABLE = "55P03"
 _CREATE_SCHEMA = 'CREATE SCHEMA IF NOT EXISTS :"schema";\n'
 _PARTITIONED = "PARTITION BY RANGE (ts)\n"
 _FUNCTION = "make_partitions(timestamptz, timestamptz, text, text)"
@@ -71,16 +76,21 @@ def _read(path: Path) -> SqlFile:
     return SqlFile(int(path.stem[:4]), path.stem, text, hashlib.sha256(text.encode()).hexdigest())
 
 
-def render(schema: str = "logsluice", partition: str = "day", grant_to: str | None = None) -> str:
+def render(schema: str = "logsluice", partition: str = "day", grant_to: str | None = None, *, after: int = 0) -> str:
     """
-    Return the whole DDL, for a DBA to read and to run once with psql on a database that has none of it.
+    Return the DDL, for a DBA to read and to run once with psql on a database that has none of it.
 
-    With `grant_to` it ends with the least that a writer needs.
+    `after` is the version that the database has: only later files are returned. With `grant_to` it ends with the least
+    that a writer needs.
     """
     _check(schema, partition)
+    newest = sql_files()[-1].number
+    if not 0 <= after < newest:
+        raise ConfigError(f"after must be a version from 0 to {newest - 1}, got {after}: {newest} is the newest")
     lines = ["-- logsluice: tables, function, views. Run it with psql -v ON_ERROR_STOP=1.", "BEGIN;", ""]
     for file in sql_files():
-        lines += [_ddl(file, schema, partition), _record(file, schema), ""]
+        if file.number > after:
+            lines += [_ddl(file, schema, partition), _record(file, schema), ""]
     if grant_to is not None:
         lines.append(f"-- What {quote(grant_to)} needs to write. Partitions need no grant: rows go in through logs.")
         lines += [f"{grant};" for grant in _grants(schema, grant_to)]
@@ -89,19 +99,43 @@ def render(schema: str = "logsluice", partition: str = "day", grant_to: str | No
 
 
 def migrate(conn: psycopg.Connection[Any], schema: str = "logsluice", partition: str = "day") -> list[str]:
-    """Apply the files that are missing and return their names. Partitions are made by `partitions.ensure`."""
+    """
+    Apply the files that are missing and return their names. Partitions are made by `partitions.ensure`.
+
+    A file that writers can do without waits for another time (`pending`) when somebody holds the table that it alters.
+    """
     _check(schema, partition)
     applied = _applied(conn, schema)  # a look without the lock: every process of a fleet asks, hardly any has to wait
-    return [
-        file.name
-        for file in sql_files()
-        if file.number not in applied and _apply(conn, file, schema=schema, partition=partition)
-    ]
+    made = []
+    for file in sql_files():
+        if file.number in applied:
+            continue
+        try:
+            if _apply(conn, file, schema=schema, partition=partition):
+                made.append(file.name)
+        except Exception as error:
+            if file.number > _WRITERS_NEED and getattr(error, "sqlstate", None) == _LOCK_NOT_AVAILABLE:
+                break  # the files behind it may build on it
+            raise
+    return made
+
+
+def pending(conn: psycopg.Connection[Any], schema: str = "logsluice") -> list[str]:
+    """Return the names of the files that are not applied here yet."""
+    applied = _applied(conn, schema)
+    return [file.name for file in sql_files() if file.number not in applied]
+
+
+def version(conn: psycopg.Connection[Any], schema: str = "logsluice") -> int:
+    """Return the number of the newest file that is applied here; 0 when there is none."""
+    return max(_applied(conn, schema), default=0)
 
 
 def _apply(conn: psycopg.Connection[Any], file: SqlFile, *, schema: str, partition: str) -> bool:
     with conn.transaction():
         conn.execute(_SETTINGS, prepare=False)
+        if file.number > _WRITERS_NEED:
+            conn.execute(f"SET LOCAL lock_timeout = '{_LATER_LOCK_TIMEOUT}'", prepare=False)
         key = f"logsluice migrate {schema}"
         conn.execute("SELECT pg_advisory_xact_lock(hashtextextended(%s::text, 0))", [key], prepare=False)
         if file.number in _applied(conn, schema):  # another process was first
@@ -191,6 +225,23 @@ def missing(
     return found
 
 
+def lacking(
+    conn: psycopg.Connection[Any], schema: str, table: str, privileges: tuple[str, ...], *, home: str = "logsluice"
+) -> list[Missing]:
+    """
+    Return what the current role lacks to do this with one table; `home` is the schema of logsluice's tables.
+
+    For the commands, which do more than write. Only catalogues are read.
+    """
+    role = str(_one(conn, "SELECT current_user::text"))
+    usable = _one(conn, "SELECT has_schema_privilege(oid, 'USAGE') FROM pg_namespace WHERE nspname = %s::text", schema)
+    found = []
+    if usable is False:
+        what = f"role {quote(role)} may not use schema {quote(schema)}"
+        found.append(Missing(what, _grant("USAGE", f"SCHEMA {quote(schema)}", role)))
+    return found + _missing_on(conn, schema, table, privileges, role=role, home=home)
+
+
 def _missing_on(
     conn: psycopg.Connection[Any], schema: str, table: str, privileges: tuple[str, ...], *, role: str, home: str
 ) -> list[Missing]:
@@ -215,9 +266,9 @@ def _missing_on(
 
 
 def _missing_version(conn: psycopg.Connection[Any], schema: str) -> Iterator[Missing]:
-    newest, applied = sql_files()[-1].number, max(_applied(conn, schema), default=0)
-    if applied < newest:
-        what = f"schema {quote(schema)} is at version {applied}, this logsluice needs {newest}"
+    applied = version(conn, schema)
+    if applied < _WRITERS_NEED:
+        what = f"schema {quote(schema)} is at version {applied}, this logsluice needs {_WRITERS_NEED}"
         yield Missing(what, _migrate(schema))
 
 

@@ -16,6 +16,10 @@ from logsluice.cli import main
 from logsluice.config import settings_from
 from logsluice.devserver import free_port
 from logsluice.doctor.database import check_database
+from logsluice.folder import file_system
+from support.journals import mounted, streams
+from support.left import leave
+from support.shop import Shop
 
 CANARY = "canary7secret"
 LIMIT = 30  # seconds: a net; a run takes less than one
@@ -176,7 +180,8 @@ def test_the_width_of_the_partitions_that_are_there_is_kept(dsn, by_dsn):
 def test_create_makes_the_schema_as_the_handler_would(empty_dsn):
     found = list(check_database(*handler(empty_dsn)))
     assert {one.status for one in found} == {"ok"}
-    assert found[1].what == 'made schema "logsluice" (0001_schema), as the handler does (create=True)'
+    made = "0001_schema, 0002_dead_letters"
+    assert found[1].what == f'made schema "logsluice" ({made}), as the handler does (create=True)'
 
 
 # connecting
@@ -433,3 +438,77 @@ def test_clocks_that_differ(dsn, seconds, status, said):
     (clock,) = [one for one in found if one.about == "clock"]
     assert (clock.status, said in clock.what) == (status, True)
     assert ("NTP" in clock.next) == (status != "ok")
+
+
+# a journal
+
+
+def lines_about(out, about):
+    return [line for line in out.splitlines() if line[6:].startswith(about)]
+
+
+def test_a_journal_and_what_waits_in_it(dsn, tmp_path):
+    """Looking sends nothing of what a dead process left, and leaves no file there."""
+    journal = tmp_path / "journal"
+    stream = leave(dsn, tmp_path, journal, count=300)
+    files = sorted(journal.rglob("*"))
+    status, out = by_config(tmp_path, config(dsn, journal=str(journal)))
+    assert status == 0, out
+    place, room, waits, fsync = lines_about(out, "journal")
+    kind = file_system(str(journal))
+    assert place.startswith(f"ok    journal    {journal} is on {kind}, user {os.geteuid()} alone may write into it: ")
+    assert room.startswith("ok    journal    256 KiB are in it, it may grow to 1.0 GiB (journal_bytes), and ")
+    assert "warn  journal    1 stream of dead processes, 256 KiB: the next process with this journal sends" in waits
+    assert f"next: logsluice journal {journal} shows whose they are, and loads them" in out
+    assert "fsync is never: records survive the process" in fsync
+    assert "stored and read back in" in out
+    assert sorted(journal.rglob("*")) == files
+    assert rows(dsn) == (0, 0)
+    # Of a table of the user's own the test row is made by a handler, too.
+    with connect(dsn) as conn:
+        conn.execute("CREATE TABLE public.orders (note text)")
+    own = {"table": "public.orders", "columns": {"note": "message"}, "fsync": 2.5}
+    status, out = by_config(tmp_path, config(dsn, journal=str(journal), **own))
+    assert status == 0, out
+    assert sorted(journal.rglob("*")) == files
+    assert "fsync is 2.5 s: so much a power loss may take at most" in out
+    assert stream in streams(journal)
+
+
+def test_a_journal_in_use_with_a_file_in_quarantine(dsn, tmp_path):
+    journal = tmp_path / "journal"
+    with Shop(dsn, journal=str(journal), linger=60) as shop:
+        shop.log(3)
+        (journal / "quarantine").mkdir()
+        (journal / "quarantine" / "old").write_bytes(b"x" * 2048)
+        status, out = by_config(tmp_path, config(dsn, journal=str(journal), fsync="always"))
+        assert shop.flush()
+        shop.check()
+    assert status == 0, out
+    assert "ok    journal    nothing of a dead process waits in it; 1 stream in use" in out
+    assert f"warn  journal    1 file in {journal}/quarantine: they cannot be read, and count as used" in out
+    assert "fsync is always: a call returns when its record is on the device" in out
+
+
+def test_a_journal_in_memory_and_a_small_disk(dsn, tmp_path):
+    with mounted(tmp_path / "small", "-t", "tmpfs", "-o", "mode=700,size=8m", "tmpfs") as small:
+        journal = small / "j"
+        status, out = by_config(tmp_path, config(dsn, journal=str(journal), journal_bytes=16 << 20))
+        assert status == 0, out
+        place, room = lines_about(out, "journal")[:2]
+        assert place.startswith(
+            f"warn  journal    {journal} is on tmpfs, which is memory: it survives the process, not"
+        )
+        assert room.startswith(
+            "warn  journal    0 bytes are in it, it may grow to 16.0 MiB (journal_bytes), and 8.0 MiB"
+        )
+        assert "make room there, or set journal_bytes to at most 8388608" in out
+
+
+def test_a_journal_that_cannot_be(dsn, tmp_path):
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    status, out = by_config(tmp_path, config(dsn, journal=str(tmp_path / "file" / "j")))
+    assert status == 1
+    what, step = failed(out)
+    assert "cannot be used by user" in what
+    assert step == "run doctor as the user that your program runs as, or correct journal of 'db' in log.json"

@@ -33,7 +33,8 @@ def test_it_makes_the_tables_and_says_where_and_as_whom(empty_dsn, capsys):
     assert logsluice("migrate", "--dsn", empty_dsn) == 0
     out = capsys.readouterr().out
     given = conninfo_to_dict(empty_dsn)
-    assert f'schema "logsluice" in database "{given["dbname"]}" as "{given["user"]}": applied 0001_schema\n' in out
+    names = ", ".join(file.name for file in schema.sql_files())
+    assert f'schema "logsluice" in database "{given["dbname"]}" as "{given["user"]}": applied {names}\n' in out
     with connect(empty_dsn) as conn:
         assert schema.missing(conn) == []
         conn.execute("INSERT INTO logsluice.logs (ts, level, stream, seq) VALUES (now(), 20, 1, 1)")
@@ -62,6 +63,57 @@ def test_sql_is_printed_without_a_connection_and_does_the_same(empty_dsn, capsys
     with connect(empty_dsn) as conn:
         conn.execute(printed.replace('"postgres"', "CURRENT_USER"))
         assert schema.missing(conn) == []
+
+
+@pytest.fixture
+def older(empty_dsn):
+    """A database that an earlier logsluice made; its dsn."""
+    with connect(empty_dsn) as conn, pytest.MonkeyPatch.context() as patch:
+        files = schema.sql_files()
+        patch.setattr(schema, "sql_files", lambda: files[:1])
+        assert schema.migrate(conn)
+    return empty_dsn
+
+
+def test_what_an_older_database_lacks_is_printed_alone(older, capsys):
+    assert logsluice("migrate", "--sql", "--after", "1") == 0
+    printed = capsys.readouterr().out
+    assert printed == schema.render(after=1)
+    with connect(older) as conn:
+        conn.execute(printed)
+        assert schema.pending(conn) == []
+    with pytest.raises(ConfigError, match="--sql"):
+        logsluice("migrate", "--dsn", older, "--after", "1")
+    with pytest.raises(ConfigError, match="got 99"):
+        logsluice("migrate", "--sql", "--after", "99")
+
+
+def test_a_role_that_may_not_alter_is_told_what_the_owner_runs(older):
+    """What the whole DDL begins with is there already, and would fail."""
+    with connect(older) as conn:
+        name = f"nobody_{conn.info.dbname}"
+        conn.execute(f"CREATE ROLE {name}; GRANT USAGE ON SCHEMA logsluice TO {name}")
+        conn.execute(f"GRANT SELECT ON logsluice.version TO {name}")
+        try:
+            with pytest.raises(
+                LogsluiceError, match=r"must be owner of table dead_letter.*`logsluice migrate --sql --after 1`"
+            ):
+                logsluice("migrate", "--dsn", psycopg.conninfo.make_conninfo(older, options=f"-c role={name}"))
+        finally:
+            conn.execute(f"DROP OWNED BY {name}; DROP ROLE {name}")
+
+
+def test_a_table_in_use_is_said_and_no_reason_to_stop_writing(older, capsys, monkeypatch):
+    monkeypatch.setattr(schema, "_LATER_LOCK_TIMEOUT", "50ms")
+    with connect(older) as reader, reader.transaction():
+        reader.execute("SELECT count(*) FROM logsluice.dead_letter")
+        with pytest.raises(
+            LogsluiceError, match=r"0002_dead_letters not applied, somebody uses the table.*run the same again"
+        ):
+            logsluice("migrate", "--dsn", older)
+    assert "nothing to apply" not in capsys.readouterr().out
+    assert logsluice("migrate", "--dsn", older) == 0
+    assert "applied 0002_dead_letters" in capsys.readouterr().out
 
 
 def test_grants_are_printed_not_given(empty_dsn):

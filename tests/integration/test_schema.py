@@ -126,7 +126,8 @@ def test_ten_that_start_at_once_migrate_once(empty_dsn, isolation):
             results = [pool.submit(start) for _ in range(10)]
             assert until(lambda: lock_waits(empty_dsn) == 10, LIMIT)
         applied = [result.result(LIMIT) for result in results]
-        assert sorted(applied) == [[]] * 9 + [[file.name for file in schema.sql_files()]]
+        # Each file by one of them; not all by the same one, as each file is a transaction of its own.
+        assert sorted(name for names in applied for name in names) == [file.name for file in schema.sql_files()]
         assert schema.missing(first) == []
 
 
@@ -280,7 +281,7 @@ def test_the_tables_have_the_columns_and_indexes_of_the_design(dsn):
         "thread task exc_type exc_message exc_text template attributes stream seq",
         "stream": "stream position stored dead offered dropped service environment version host pid started updated "
         "retired",
-        "dead_letter": "at stream seq position target columns row sqlstate error replayed_at",
+        "dead_letter": "at stream seq position target columns row sqlstate error replayed_at tries due stuck",
         "version": "version name checksum applied",
     }
     with connect(dsn) as conn:
@@ -382,14 +383,78 @@ def test_dead_letter_is_not_asked_for_when_it_is_not_used(dsn):
 def test_missing_tables_and_an_old_version_are_mended_by_migrate(dsn):
     with connect(dsn) as conn:
         conn.execute("DELETE FROM logsluice.version")
-        newest = schema.sql_files()[-1].number
-        what = f'schema "logsluice" is at version 0, this logsluice needs {newest}'
+        what = 'schema "logsluice" is at version 0, this logsluice needs 1'
         assert schema.missing(conn) == [Missing(what, "logsluice migrate")]
         conn.execute("DROP TABLE logsluice.stream, logsluice.version")
         assert [one.what for one in schema.missing(conn)] == [
             'table "logsluice"."stream" does not exist',
             'table "logsluice"."version" does not exist',
         ]
+
+
+def version_1(conn):
+    """Make the schema as it was before the second file."""
+    with pytest.MonkeyPatch.context() as patch:
+        files = schema.sql_files()
+        patch.setattr(schema, "sql_files", lambda: files[:1])
+        assert schema.migrate(conn) == [files[0].name]
+
+
+def test_what_came_later_is_applied_to_an_older_database_with_its_rows(empty_dsn):
+    with connect(empty_dsn) as conn:
+        version_1(conn)
+        conn.execute("INSERT INTO logsluice.dead_letter (stream, position, target, row) VALUES (1, 1, 'logs', 'x')")
+        assert schema.pending(conn) == ["0002_dead_letters"]
+        assert schema.version(conn) == 1
+        assert schema.migrate(conn) == ["0002_dead_letters"]
+        assert (schema.pending(conn), schema.version(conn)) == ([], 2)
+        assert conn.execute("SELECT row, tries, due, stuck FROM logsluice.dead_letter").fetchall() == [
+            (b"x", 0, None, None)
+        ]
+
+
+def test_what_a_dba_runs_later_is_what_migrate_makes(empty_dsn, dsn):
+    with connect(empty_dsn) as conn, connect(dsn) as migrated:
+        version_1(conn)
+        psql(empty_dsn, schema.render(after=1))
+        assert structure(conn) == structure(migrated)
+        assert schema.migrate(conn) == []
+
+
+def test_a_writer_needs_no_more_than_the_first_file(empty_dsn):
+    """A program that is updated before its database goes on."""
+    with connect(empty_dsn) as conn:
+        version_1(conn)
+        with role(conn, "writer", *NEEDED) as writer, acting_as(conn, writer):
+            assert schema.missing(conn) == []
+
+
+def test_a_reader_of_the_table_that_a_later_file_alters_stops_no_writer(empty_dsn, monkeypatch):
+    """pg_dump holds every table for as long as it runs."""
+    monkeypatch.setattr(schema, "_LATER_LOCK_TIMEOUT", "50ms")
+    with connect(empty_dsn) as conn:
+        version_1(conn)
+        with connect(empty_dsn) as reader, reader.transaction():
+            reader.execute("SELECT count(*) FROM logsluice.dead_letter")
+            assert schema.migrate(conn) == []
+            assert schema.pending(conn) == ["0002_dead_letters"]
+            assert schema.missing(conn) == []
+        assert schema.migrate(conn) == ["0002_dead_letters"]
+
+
+def test_what_is_lacking_on_one_table_is_named_with_its_grants(dsn):
+    with connect(dsn) as conn, role(conn, "reader") as reader:
+        with acting_as(conn, reader):
+            found = schema.lacking(conn, "logsluice", "dead_letter", ("SELECT", "DELETE"))
+        assert [one.fix for one in found] == [
+            f'GRANT USAGE ON SCHEMA "logsluice" TO "{reader}"',
+            f'GRANT SELECT ON "logsluice"."dead_letter" TO "{reader}"',
+            f'GRANT DELETE ON "logsluice"."dead_letter" TO "{reader}"',
+        ]
+        for one in found:
+            conn.execute(one.fix)
+        with acting_as(conn, reader):
+            assert schema.lacking(conn, "logsluice", "dead_letter", ("SELECT", "DELETE")) == []
 
 
 def test_a_newer_database_is_no_fault_of_an_older_program(dsn):

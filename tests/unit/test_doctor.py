@@ -11,6 +11,7 @@ from logsluice.cli import doctor as command
 from logsluice.config import settings_from
 from logsluice.doctor import FAIL, OK, WARN, connect
 from logsluice.doctor.dictconfig import handlers_of, resolved
+from logsluice.doctor.journal import check_journal
 from logsluice.doctor.ways import ways
 from support.processes import run_program
 
@@ -444,3 +445,41 @@ def test_reading_leaves_logging_as_it_was():
     check(config({"shop": {"level": "ERROR"}}, root=["db"]))
     handlers(config(root=["db"]))
     assert (logging.root.level, list(logging.root.handlers)) == before
+
+
+# a journal's place
+
+
+@pytest.mark.parametrize(
+    ("kind", "unsafe", "status", "words"),
+    [
+        ("ext4", False, OK, "a killed process loses nothing whose call had returned"),
+        ("xfs", False, OK, "is on xfs"),
+        ("tmpfs", False, WARN, "not the machine"),
+        ("overlay", False, WARN, "goes with the container"),
+        ("btrfs", False, FAIL, "SIGBUS"),
+        ("btrfs", True, WARN, "journal_unsafe_fs=True takes that"),
+        ("nfs4", True, WARN, "is on nfs4"),
+        ("unknown", False, FAIL, "is on unknown"),
+    ],
+)
+def test_what_a_journal_lies_on(tmp_path, monkeypatch, kind, unsafe, status, words):
+    monkeypatch.setattr("logsluice.folder.file_system", lambda _path: kind)
+    settings = settings_from({"journal": tmp_path / "j", "journal_unsafe_fs": unsafe})
+    place, *more = check_journal(settings)
+    assert (place.status, words in place.what) == (status, True), place
+    assert bool(place.next) == (status != OK)
+    assert [one.about for one in more] == ["journal"] * 3
+    assert list((tmp_path / "j").iterdir()) == [tmp_path / "j" / "lock"] or not list((tmp_path / "j").iterdir())
+
+
+def test_no_journal_no_finding():
+    assert list(check_journal(settings_from({}))) == []
+
+
+def test_a_journal_that_others_may_write_into(tmp_path):
+    tmp_path.chmod(0o770)
+    (found,) = check_journal(settings_from({"journal": tmp_path}))
+    assert found.status == FAIL
+    assert "others may write into it (mode 770): chmod go-w it" in found.what
+    assert found.next == "name a folder that this user alone may write into, on a local disk with room"

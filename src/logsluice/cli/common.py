@@ -27,14 +27,15 @@ _SECRETS = ("password", "sslpassword", "oauth_client_secret")
 _UNITS = {"m": timedelta(minutes=1), "h": timedelta(hours=1), "d": timedelta(days=1), "w": timedelta(weeks=1)}
 
 
-def add_dsn(parser: argparse.ArgumentParser) -> None:
-    """Add --dsn and --schema."""
+def add_dsn(parser: argparse.ArgumentParser, *, schema: bool = True) -> None:
+    """Add --dsn and, where the command does not know it from elsewhere, --schema."""
     parser.add_argument(
         "--dsn",
         help=f"libpq string or URI; without it ${DSN_VARIABLE}, then libpq's own environment (PGHOST, PGSERVICE, ...). "
         "Other users of this machine can read arguments: keep passwords in the environment or in ~/.pgpass",
     )
-    parser.add_argument("--schema", default="logsluice", help="schema of logsluice's tables (default: %(default)s)")
+    if schema:
+        parser.add_argument("--schema", default="logsluice", help="schema of logsluice's tables (default: %(default)s)")
 
 
 def connect(args: argparse.Namespace) -> psycopg.Connection[Any]:

@@ -18,6 +18,7 @@ from logsluice.configfile import CannotReadError, load
 from logsluice.doctor import FAIL, OK, WARN, Finding
 from logsluice.doctor.database import check_database
 from logsluice.doctor.dictconfig import accepted, handlers_of, resolved
+from logsluice.doctor.journal import check_journal
 from logsluice.errors import ConfigError
 from logsluice.handlers import PostgresHandler
 
@@ -126,6 +127,7 @@ def _databases(makers: Mapping[str, Callable[[], PostgresHandler]]) -> Iterator[
     seen: dict[tuple[Any, ...], str] = {}
     for name, make in makers.items():
         settings = make()._settings  # noqa: SLF001
+        yield from check_journal(settings)
         key = (settings.dsn, settings.dsn_env, settings.schema, settings.table, repr(settings.columns))
         if key in seen:
             what = f"{seen[key]!r} and {name!r} write into one table: what reaches both is stored twice"

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from datetime import datetime, timezone
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import psycopg
 
@@ -29,6 +30,13 @@ def register(commands: common.Commands) -> None:
         help="width of a partition of `logs`, as in the handler's option (default: %(default)s)",
     )
     parser.add_argument("--sql", action="store_true", help="print the DDL and connect to nothing")
+    parser.add_argument(
+        "--after",
+        type=int,
+        default=0,
+        metavar="VERSION",
+        help="with --sql: print only what is newer than the version that the database has (default: %(default)s, all)",
+    )
     parser.add_argument("--grant-to", metavar="ROLE", help="with --sql: also print the GRANTs that a writer needs")
     parser.set_defaults(run=run)
 
@@ -36,24 +44,44 @@ def register(commands: common.Commands) -> None:
 def run(args: argparse.Namespace) -> int:
     """Apply what is missing and say what was done."""
     if args.sql:
-        sys.stdout.write(schema.render(args.schema, args.partition, args.grant_to))
+        sys.stdout.write(schema.render(args.schema, args.partition, args.grant_to, after=args.after))
         return 0
+    if args.after:
+        raise ConfigError("--after goes with --sql: without it the database is asked for its version")
     if args.grant_to is not None:
         raise ConfigError("--grant-to goes with --sql: GRANTs are printed, for somebody who may give them to run")
     with common.connect(args) as conn:
         where = f"schema {quote(args.schema)} in database {quote(conn.info.dbname)} as {quote(conn.info.user)}"
         try:
             applied = schema.migrate(conn, args.schema, args.partition)
+            left = schema.pending(conn, args.schema)
         except psycopg.errors.InsufficientPrivilege as error:
             raise LogsluiceError(
-                f"{where}: {common.reason(error)}; have its owner run the output of `logsluice migrate --sql`"
+                f"{where}: {common.reason(error)}; have its owner run the output of `{_sql(conn, args.schema)}`"
             ) from None
         except psycopg.Error as error:
             raise LogsluiceError(f"{where}: {common.reason(error)}") from None
-        print(f"{where}: applied {', '.join(applied)}" if applied else f"{where}: nothing to apply")
+        if applied or not left:
+            print(f"{where}: applied {', '.join(applied)}" if applied else f"{where}: nothing to apply")
         # Apart from the above: the tables are there, whatever becomes of the first partitions.
         with common.said("the tables are there, but not the partitions that rows of today need"):
             made = partitions.ensure(conn, args.schema, args.partition, datetime.now(timezone.utc))
         if made:
             print(f"made {', '.join(made)}")
+        if left:
+            raise LogsluiceError(
+                f"{where}: {', '.join(left)} not applied, somebody uses the table that it alters (pg_dump, an open "
+                "transaction); run the same again later. Handlers do not need it, and go on writing"
+            )
     return 0
+
+
+def _sql(conn: psycopg.Connection[Any], name: str) -> str:
+    """Return the command that prints what is missing here: DDL of what is there already would fail."""
+    try:
+        version = schema.version(conn, name)
+    except psycopg.Error:
+        version = 0  # may not be read: the owner sees it
+    command = ["logsluice", "migrate", "--sql"]
+    command += ["--after", str(version)] if version else []
+    return shlex.join(command + ([] if name == "logsluice" else ["--schema", name]))

@@ -5,6 +5,7 @@ Here: whose records reach which handler of ours, and why others do not. Pure; re
 
     ways.py          which way records go through a dictConfig. Pure
     dictconfig.py    the handlers, made from it; whether logging accepts it
+    journal.py       the journal's folder
     connect.py       the connection, or why there is none
     database.py      server, rights, clock, a table of the user's own
     tables.py        partitions, dead letters, who wrote lately

@@ -8,9 +8,11 @@ is rotated by a person who only wanted to look.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import logging.config
 import re
+import sys
 from typing import TYPE_CHECKING, Any
 
 from logsluice.config import plain
@@ -20,7 +22,7 @@ from logsluice.errors import ConfigError
 from logsluice.handlers import PostgresHandler
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Mapping
+    from collections.abc import Callable, Collection, Iterator, Mapping
 
 
 def resolved(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -88,7 +90,22 @@ def _options(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _maker(given: Mapping[str, Any], factory: Callable[..., PostgresHandler]) -> Callable[[], PostgresHandler]:
-    return lambda: factory(**_options(given))
+    def make() -> PostgresHandler:
+        with _unsaid():
+            return factory(**_options(given))
+
+    return make
+
+
+@contextlib.contextmanager
+def _unsaid() -> Iterator[None]:
+    """Keep a handler from saying on stderr where its journal lies: here that is a finding."""
+    stream = sys.__stderr__
+    setattr(sys, "__stderr__", None)  # noqa: B010 - it is Final to type checkers
+    try:
+        yield
+    finally:
+        setattr(sys, "__stderr__", stream)  # noqa: B010
 
 
 def _tried(name: str, given: Mapping[str, Any], factory: Callable[..., PostgresHandler], source: str) -> Finding:
@@ -99,9 +116,11 @@ def _tried(name: str, given: Mapping[str, Any], factory: Callable[..., PostgresH
             FAIL, "handler", what, f'rename it to "dsn" in {source}, or name the variable that holds the dsn'
         )
     try:
-        factory(**_options(given))
+        _maker(given, factory)()
     except ConfigError as error:
         step = f"correct handler {name!r} in {source}"
+        if "cannot be used by user" in str(error):  # its folder
+            step = f"run doctor as the user that your program runs as, or correct journal of {name!r} in {source}"
         if variable is not None and str(error).startswith("dsn_env names"):
             step = f"export {variable}=... in this shell as for your program, and run doctor again"
         return Finding(FAIL, "handler", f"{name!r}: {error}", step)
