@@ -9,6 +9,7 @@ What does one logging call cost beyond the same call with a NullHandler?
    our listener writes to a real server all the while, whoever's turn it is.
    Blocks of 500 calls (shorter than the 5 ms after which Python lets another thread run) in an order drawn anew each
    time. A round goes on until 20 of our segments are filled, and ends when all is committed; nothing may be dropped.
+   Ours twice: in memory, and with `journal=` in a folder on a disk.
 2. Beside three busy Python threads: what FileHandler and we add, each call timed. Means, since waits are the cost.
 3. Saturated: one thread logs without a pause, against the standard library's recipe (QueueHandler, QueueListener,
    executemany of 100) with its listener running. By turns, each until all is committed.
@@ -22,6 +23,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import gc
 import logging
 import logging.handlers
@@ -36,7 +38,7 @@ from collections import defaultdict
 from pathlib import Path
 
 import common
-from common import SEGMENTS, Ours, Recipe, row
+from common import ROOM, SEGMENTS, Ours, Recipe, row
 
 from logsluice import context
 
@@ -44,6 +46,7 @@ BLOCK = 500  # calls
 FILE_BLOCK = 10  # calls of FileHandler beside busy threads: each waits some 15 ms for the GIL
 BUSY = 3  # threads
 QUEUES = {"Queue": queue.Queue, "SimpleQueue": queue.SimpleQueue}
+JOURNAL = "logsluice, journal"
 OTHERS = ("NullHandler", "QueueHandler, Queue", "QueueHandler, SimpleQueue", "FileHandler")
 
 
@@ -94,15 +97,30 @@ def other(name, folder):
 
 @contextlib.contextmanager
 def contestants(dsn, names):
-    """{name: (info, what to do after each block)}, and ours; all fresh."""
-    ours = Ours(dsn)
+    """{name: (info, what to do after each block)}, and both of ours; all fresh."""
     with tempfile.TemporaryDirectory() as folder:
+        ours = {"logsluice": Ours(dsn), JOURNAL: Ours(dsn, journal=f"{folder}/journal", journal_bytes=ROOM)}
         others = {name: other(name, folder) for name in names}
         made = {name: (common.logger_of(handler).info, after) for name, (handler, after) in others.items()}
-        yield {**made, "logsluice": (ours.logger.info, nothing)}, ours
+        yield {**made, **{name: (one.logger.info, nothing) for name, one in ours.items()}}, Both(ours.values())
         for handler, _ in others.values():
             handler.close()
-        ours.close()
+        for one in ours.values():
+            one.close()
+
+
+class Both:
+    """Ours in memory and with a journal, as one."""
+
+    def __init__(self, ours):
+        self.ours = list(ours)
+
+    def segments(self):
+        return min(one.segments() for one in self.ours)
+
+    def finish(self):
+        for one in self.ours:
+            one.finish()
 
 
 def alone(dsn, kind, records, draw):
@@ -182,19 +200,22 @@ def busy(dsn, records, draw):
 def saturated(dsn, records):
     """One round; {name: what tail() says}. The recipe, which keeps each record as an object, logs a quarter."""
     found = {}
-    for name, made in (("recipe", Recipe), ("logsluice", Ours)):
+    folder = tempfile.TemporaryDirectory()
+    journal = functools.partial(Ours, journal=f"{folder.name}/journal", journal_bytes=ROOM)
+    for name, made in (("recipe", Recipe), ("logsluice", Ours), (JOURNAL, journal)):
         common.emptied(dsn)
         contestant, took = made(dsn), []
         plain(contestant.logger.info, BLOCK)
         contestant.finish()
         gc.collect()
         while len(took) < records // (4 if made is Recipe else 1) or (
-            made is Ours and contestant.segments() < SEGMENTS
+            made is not Recipe and contestant.segments() < SEGMENTS
         ):
             timed(contestant.logger.info, BLOCK, took)
         contestant.finish()
         contestant.close()
         found[name] = tail(took)
+    folder.cleanup()
     return found
 
 
@@ -241,8 +262,8 @@ def rows(calls, beside, full):
         parts = [(one[name][what] - zero) / (one[to][what] - zero) for one, zero in zip(found, null, strict=True)]
         return statistics.median(parts)
 
-    def part(found, what, of):
-        return statistics.median(one["logsluice"][what] / one[of][what] for one in found)
+    def part(found, what, of, name="logsluice"):
+        return statistics.median(one[name][what] / one[of][what] for one in found)
 
     ours = statistics.median(one["logsluice"]["wall_mean"] for one in calls["plain"]) / 1000
     lines = []
@@ -250,7 +271,10 @@ def rows(calls, beside, full):
         for what, clock in (("cpu", "CPU time"), ("cpu_min", "CPU time, least"), ("wall", "wall clock")):
             text = f"added to a call, {kind}, of what QueueHandler adds ({clock})"
             lines.append(row(text, added(calls[kind], what), goal if what == "cpu" else None))
+        text = f"added to a call with the journal, {kind}, of what QueueHandler adds (CPU time)"
+        lines.append(row(text, added(calls[kind], "cpu", JOURNAL), goal))
     simple = added(calls["plain"], "cpu", to="QueueHandler, SimpleQueue")
+    longest = statistics.median(one[JOURNAL]["longest"] for one in full) / 1e6
     slowest = statistics.median(one["logsluice"]["longest"] for one in full) / 1e6
     return [
         *lines,
@@ -258,9 +282,17 @@ def rows(calls, beside, full):
         row("a whole call, plain (mean of the wall clock)", ours, 10, unit="µs"),
         row("appended by one thread", 1e6 / ours, 100_000, least=True, unit="records/s"),
         row("added beside three busy threads, of what FileHandler adds", added(beside, "mean", to="FileHandler"), 0.05),
+        row("the same with the journal", added(beside, "mean", JOURNAL, to="FileHandler"), 0.05),
         row("longest call there, of NullHandler's longest", part(beside, "longest", "NullHandler"), 1.2),
+        row("the same with the journal, longest call", part(beside, "longest", "NullHandler", JOURNAL), 1.2),
         row("p99.9 of the call, saturated, of the stdlib recipe's", part(full, "p99.9", "recipe"), 0.3),
+        row(
+            "p99.9 of the call with the journal, saturated, of the stdlib recipe's",
+            part(full, "p99.9", "recipe", JOURNAL),
+            0.3,
+        ),
         row("longest call, saturated, one thread", slowest, 10, unit="ms"),
+        row("longest call with the journal, saturated, one thread", longest, 10, unit="ms"),
     ]
 
 

@@ -115,8 +115,9 @@ def logger_of(handler):
 class Ours:
     table = "logsluice.logs"
 
-    def __init__(self, dsn):
-        self.handler = PostgresHandler(dsn=dsn, service="bench", capacity_bytes=ROOM, shutdown_timeout=LIMIT)
+    def __init__(self, dsn, **options):
+        options = {"capacity_bytes": ROOM, **options}
+        self.handler = PostgresHandler(dsn=dsn, service="bench", shutdown_timeout=LIMIT, **options)
         self.logger = logger_of(self.handler)
 
     def segments(self):

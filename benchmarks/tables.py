@@ -1,5 +1,5 @@
 """
-The tables of README.md and docs/explanation/life-cycle.md, made from benchmarks/results.
+The tables of README.md and of docs/explanation's life-cycle.md and faults.md, made from benchmarks/results.
 
     python benchmarks/tables.py [--check]
 
@@ -98,6 +98,40 @@ def _cell(lines):
     return f"{lost} / {max(line['twice'] for line in lines)} / {time}"
 
 
+def faults(lines):
+    """The table of faults.md: a row for each row of the fault matrix, and one for each control."""
+    groups = {}
+    for line in lines:
+        groups.setdefault((line["row"], line["control"], line["test"].split("[")[0]), []).append(line)
+    if not groups:
+        return ""
+    table = ["| row | test | mode | result | lost | twice | recovery, s | |", "|---" * 8 + "|"]
+    for (row, control, test), found in sorted(groups.items()):
+        path, _, name = test.partition("::")
+        link = f"[{name.removeprefix('test_')}](../../{path})"
+        for mode in sorted({line["mode"] for line in found}):
+            same = [line for line in found if line["mode"] == mode]
+            results = {line["result"] for line in same}
+            times = [line["recovery_seconds"] for line in same if line["recovery_seconds"] is not None]
+            notes = list(dict.fromkeys(line["note"].replace("|", "/") for line in same if line["note"]))
+            cells = [
+                row + (" control" if control else ""),
+                link,
+                mode,
+                "passed" if results == {"passed"} else "**failed**",
+                _worst(same, "lost"),
+                _worst(same, "twice"),
+                f"{max(times):.2f}" if times else "-",
+                "; ".join(notes[:2]),
+            ]
+            table.append("| " + " | ".join(cells) + " |")
+    return "\n".join(table)
+
+
+def _worst(lines, what):
+    return str(max((line[what] for line in lines if line[what] is not None), default="-"))
+
+
 def between(text, name, content):
     """Return a page with the content between its two markers."""
     begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
@@ -114,11 +148,15 @@ def pages(root=ROOT, results=RESULTS):
         for name in BENCHMARKS
         if (path := results / f"{name}.json").exists()
     }
-    judged = results / "situations.jsonl"
-    lines = judged.read_text(encoding="utf-8").splitlines() if judged.exists() else []
+
+    def lines(name):
+        path = results / name
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+
     contents = {
         root / "README.md": ("benchmarks", speed(found)),
-        root / "docs" / "explanation" / "life-cycle.md": ("situations", situations(json.loads(line) for line in lines)),
+        root / "docs" / "explanation" / "life-cycle.md": ("situations", situations(lines("situations.jsonl"))),
+        root / "docs" / "explanation" / "faults.md": ("faults", faults(lines("matrix.jsonl"))),
     }
     made = {}
     for path, (name, content) in contents.items():

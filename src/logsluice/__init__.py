@@ -27,7 +27,7 @@ A record is one `logging.LogRecord`; its frame is the record as immutable bytes;
 are appended to; a batch is a slice of a segment, sent in one transaction; the watermark is the position up to which a
 stream is committed. docs/architecture.md tells the same in one page.
 
-Invariants: no lock is taken in a logging call (one that rolls a journal segment may wait 0.1 s for the folder); frames
+Invariants: no lock is taken in a logging call (one that rolls a journal segment may wait for the folder); frames
 hold no NUL and end in a newline; one batch of a stream is in flight at a time; rows, dead letters and watermark commit
 together; what is not stored is counted.
 """

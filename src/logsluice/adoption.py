@@ -26,7 +26,7 @@ from logsluice.journal import (
     UnreadableError,
     read_header,
 )
-from logsluice.journal_buffer import TRIES, read_segment
+from logsluice.journal_buffer import TRIES, UNFINISHED, read_segment
 
 if TYPE_CHECKING:
     from logsluice.buffer import Batch
@@ -65,6 +65,8 @@ class OrphanBuffer:
         for file, size in folder.files(name):
             if (found := SEGMENT_NAME.fullmatch(file)) is not None:
                 self._files.append((int(found[1], 16), f"{name}/{file}", size))
+            elif file.endswith(UNFINISHED):
+                folder.unlink(f"{name}/{file}")  # half of a copy: the segment was in another file, or in memory
         self._image: Image | None = None
         self._read = 0
         self._last = 0  # number of the last segment that held rows: a second file of that number must not be skipped

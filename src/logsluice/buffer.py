@@ -167,6 +167,9 @@ class Batch:
     def after(self, watermark: int) -> Batch:
         """Return what lies behind a watermark inside this batch."""
         left = {at: why for at, why in self.aside.items() if at >= watermark}
+        if left.keys() != self.aside.keys() and self.data[watermark - self.start - 1] != 0x0A:
+            # It was sent before its newline was damaged: the rest of a damaged row is no row either.
+            left[watermark] = self.aside[max(at for at in self.aside if at < watermark)]
         return Batch(watermark, self.data[watermark - self.start :], left)
 
 
@@ -250,7 +253,7 @@ class Buffer:
             if own:
                 return False
             if self._when_full == "drop":
-                return self._turn_away(self.full_reason, level)
+                return self._turn_away("full" if self._at_capacity(low) else self.full_reason, level)
             if on_event_loop():
                 return self._turn_away("event_loop", level)
             now = time.monotonic()
@@ -279,8 +282,8 @@ class Buffer:
             self._wake()  # else an idle listener, done since we looked, would never call `relieve`: refused for ever
             return False
         crashpoints.reach("roll")
-        self._newest = segment.following.setdefault(following.number, following)
-        if self._newest is not following:
+        self._newest = published = segment.following.setdefault(following.number, following)
+        if published is not following:  # not `_newest`: whoever came in between may have rolled on already
             following.drop()
         self._aim()
         self._wake()  # a full segment is worth a batch
@@ -336,8 +339,10 @@ class Buffer:
         return self._refuses(low=True)
 
     def _refuses(self, low: bool) -> bool:
-        if self._full or (low and self._low_refused):
-            return True
+        return self._full or (low and self._low_refused) or self._at_capacity(low)
+
+    def _at_capacity(self, low: bool) -> bool:
+        """Whether there are as many records as `capacity` says: a limit of its own, whatever bytes are left."""
         if self._capacity is None:
             return False
         return self._held() >= (self._capacity - self._capacity // RESERVE if low else self._capacity)

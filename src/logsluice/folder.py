@@ -66,7 +66,7 @@ class Folder:
             return self._root
         with self._mutex:
             self.close()
-            Path(self.path).mkdir(0o700, parents=True, exist_ok=True)
+            _make_path(Path(self.path), 0o700)
             # The last part may be a link of the administrator's; what is below may not.
             root = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             found = os.fstat(root)
@@ -246,6 +246,12 @@ class Folder:
 
     def _open(self, name: str, root: int, flags: int = 0) -> int:
         descriptor = os.open(name, OPEN | os.O_NONBLOCK | flags, 0o600, dir_fd=root)
+        if descriptor <= 2:  # a daemon closed its stderr, and whoever still writes there would write into a segment
+            low, descriptor = descriptor, fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, 3)
+            os.close(low)
+            while (null := os.open(os.devnull, os.O_RDWR)) <= 2:
+                pass  # it stays there: a map has a descriptor of its own, which would be the next to come there
+            os.close(null)
         found = os.fstat(descriptor)
         # A fifo, a hard link to somebody's file, a file of another user: planted.
         if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1 or found.st_uid != os.geteuid():
@@ -304,12 +310,24 @@ class Folder:
         """Return a second descriptor of an open file."""
         return os.dup(descriptor)
 
+    def exists(self, name: str) -> bool:
+        """Whether there is a file of this name."""
+        try:
+            os.stat(name, dir_fd=self.root(), follow_symlinks=False)
+        except OSError:
+            return False
+        return True
+
     def unlink(self, name: str) -> None:
         """Remove a file; one that is gone is as good."""
         try:
             os.unlink(name, dir_fd=self.root())
         except FileNotFoundError:
             pass
+
+    def rename(self, name: str, to: str) -> None:
+        """Give a file another name, in the place of the file that has it."""
+        os.rename(name, to, src_dir_fd=self.root(), dst_dir_fd=self.root())
 
     def quarantine(self, name: str) -> None:
         """Move a file, by a name that says where it was, to where nothing is read or removed."""
@@ -321,12 +339,24 @@ class Folder:
         self.sync_folder(QUARANTINE)
 
 
+def _make_path(path: Path, mode: int) -> None:
+    """Make a folder with this mode, and what is missing above it, where nobody else may write whatever the umask."""
+    try:
+        path.mkdir(mode)
+    except FileExistsError:
+        if not path.is_dir():
+            raise
+    except FileNotFoundError:
+        _make_path(path.parent, 0o755)
+        path.mkdir(mode, exist_ok=True)
+
+
 # ---- at configuration
 
 
 def check(path: str, *, unsafe_fs: bool) -> str | None:
     """
-    Make, allocate and remove one file; return what a person should hear of the place, None if nothing.
+    Make, allocate and remove one file of 64 KiB; return what a person should hear of the place, None if nothing.
 
     Raises ConfigError where no journal can be: an interpreter or a file system on which its promise does not hold, a
     folder that cannot be written.
@@ -341,6 +371,8 @@ def check(path: str, *, unsafe_fs: bool) -> str | None:
         os.close(descriptor)
         folder.unlink(name)
     except OSError as error:
+        if error.errno in {errno.ENOSPC, errno.EDQUOT}:  # a full disk must not keep a program from starting
+            return f"the journal {path} has no room now ({error.strerror}): records wait in memory until it has"
         raise ConfigError(
             f"journal={path!r} cannot be used by user {os.geteuid()}: {error.strerror or error}; "
             "name a folder that this user alone may write into, on a local disk with room"

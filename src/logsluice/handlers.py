@@ -83,7 +83,8 @@ class PostgresHandler(logging.Handler):
             self.__dict__["handle"] = self.only_count
         else:
             _load_all()
-            self._check_journal()
+            if lifecycle.diversion is None:  # a test's rows go elsewhere
+                self._check_journal()
         if lifecycle.diversion is not None:
             lifecycle.diversion(self)
 
@@ -357,11 +358,10 @@ class PostgresHandler(logging.Handler):
         return ", ".join(f"{name}={value!r}" for name, value in settings.items())
 
     def renew(self) -> None:
-        """Forget what a fork inherited; the next record makes everything new. The child's only thread."""
+        """Forget what a fork inherited; the next record makes everything new. One thread of the child."""
         pair, self._pair = self._pair, None
         made = self.__dict__.pop("_made", None)
         self.__dict__.pop("_diagnostics", None)
-        self._pid = os.getpid()
         self._noise = 0
         self._off_count, self._lost = Tally(), Tally()
         for old in (pair, made):
@@ -373,6 +373,7 @@ class PostgresHandler(logging.Handler):
             self._folder.renew()
             self._folder = None
         self.__dict__.pop("_last_resort", None)
+        self._pid = os.getpid()  # last: without Python's hooks other threads log meanwhile, and wait in `forked`
 
     # --- flush, close -------------------------------------------------------------------------------------------
 
@@ -469,7 +470,7 @@ class PostgresHandler(logging.Handler):
                     route.own.forget(wake)
 
     def stats(self) -> Stats:
-        """Return one consistent snapshot; the law in accounting.py holds for it. Does not block."""
+        """Return one consistent snapshot; the law in accounting.py holds for it. Blocks only to list a journal."""
         pair = self._pair
         if pair is None:
             return _stats(self, None)
@@ -523,7 +524,8 @@ def _stats(handler: PostgresHandler, listener: Listener | None) -> Stats:
         oldest_waiting_seconds=max((now - one for one in since), default=0.0),
         histograms=ledger.histograms(),
         recent={"stored": list(ledger.recent_stored), "failed": list(ledger.recent_failed)},
-        watermark_missing=sum(getattr(route.sink, "missing", 0) for route in routes),
+        watermark_missing=sum(getattr(route.sink, "missing", 0) for route in routes)
+        + (0 if listener is None else sum(one["watermark_missing"] for one in adoptions(listener))),
         journal=None if settings.journal is None or listener is None else journal_figures(settings.journal, listener),
     )
 
@@ -532,30 +534,37 @@ def journal_figures(path: str, listener: Listener) -> dict[str, Any]:
     """
     Return what `stats().journal` says.
 
-    folder; bytes: of all files in it, of all processes; segments: of this process;
+    folder; bytes: of all files in it, of all processes, at most a second old; segments: of this process;
     in_memory_bytes: accepted while the disk refused, and not durable; trouble: what the disk said, None when it took
     the last file; sync_failures, truncated, quarantined: files; adopted: one entry for each orphan, by its state
     (sending, blocked, done); left: orphans of other targets, and why.
     """
     buffers = [route.buffer for route in listener.routes if isinstance(route.buffer, JournalBuffer)]
     chains = [list(buffer._journal_chain()) for buffer in buffers]  # noqa: SLF001 - one room
-    now = time.monotonic()
-    sending = [
-        adoption_figures(route, "blocked" if route.breaker.state(now) == "open" else "sending")
-        for route in list(listener.adopted)
-    ]
     return {
         "folder": path,
-        "bytes": max((buffer.measure() for buffer in buffers), default=0),
+        "bytes": max((buffer.measure(older=1.0) for buffer in buffers), default=0),
         "segments": sum(map(len, chains)),
         "in_memory_bytes": sum(one.size for chain in chains for one in chain if not one.file),
         "trouble": next((buffer.trouble for buffer in buffers if buffer.trouble), None),
         "sync_failures": sum(buffer.sync_failures for buffer in buffers),
         "truncated": sum(buffer.truncated for buffer in buffers),
         "quarantined": sum(buffer.quarantined for buffer in buffers),
-        "adopted": [*listener.adoptions.values(), *sending],
+        "adopted": adoptions(listener),
         "left": dict(listener.adopter.left) if listener.adopter is not None else {},
     }
+
+
+def adoptions(listener: Listener) -> list[dict[str, Any]]:
+    """Return what became of each orphan that this handler took over, and where the others stand."""
+    now = time.monotonic()
+    return [
+        *list(listener.adoptions.values()),
+        *(
+            adoption_figures(route, "blocked" if route.breaker.state(now) == "open" else "sending")
+            for route in list(listener.adopted)
+        ),
+    ]
 
 
 def _threadsafe(loop: asyncio.AbstractEventLoop, event: asyncio.Event) -> Callable[[], None]:

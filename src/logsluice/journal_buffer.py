@@ -40,10 +40,13 @@ if TYPE_CHECKING:
     from logsluice.diagnostics import Diagnostics
     from logsluice.folder import Folder
 
-WAIT = 0.1  # seconds a logging call waits for the folder; its lock is held for 0.2 ms, longer is a disk in trouble
+# Seconds a logging call waits for the folder. Its lock is held for 0.2 ms; on a busy machine until its holder has its
+# turn (0.3 s were seen, and cost a child that ended at once all it had logged). Longer is a disk in trouble.
+WAIT = 2.0
 AGAIN = 1.0  # seconds until the disk is asked again after it refused: each record asking would be the next trouble
 LINGERS = 1.0  # seconds after which a sealed segment counts as waiting: a healthy one is unlinked long before
 STALE = 60.0  # seconds after which a segment whose frames are all stored is rolled: stored text leaves the disk
+UNFINISHED = ".new"  # ends the name of a file that another process must not read
 TRIES = 3  # of reading a segment, before it is moved to the quarantine
 
 
@@ -114,10 +117,12 @@ class JournalBuffer(Buffer):
         self.trouble: str | None = None  # what the disk said last, None when it took the last segment
         self.sync_failures = 0
         self.truncated = 0  # files that somebody made shorter under us
+        self.harmed = False  # records were lost whose number only the end tells
         self.quarantined = 0
         self._diagnostics = diagnostics
         self._owner = -1
         self._used = 0  # bytes in the folder when it was last looked at
+        self._measured = -AGAIN  # monotonic: when `measure` did
         self._making = 0  # bytes of files that are being made
         self._ask_at = 0.0  # monotonic: the disk is not asked before
         self._spares: list[JournalSegment] = []  # at most one; list.pop is atomic
@@ -198,7 +203,7 @@ class JournalBuffer(Buffer):
         self.trouble, self.full_reason = None, "journal_full"
         return segment
 
-    def _make_file(self, number: int, total: int, limit: int) -> tuple[str, int] | None:
+    def _make_file(self, number: int, total: int, limit: int, suffix: str = "") -> tuple[str, int] | None:
         """Make a file of so many bytes; None if the folder would hold more than `limit`. Raises OSError."""
         with self.folder.exclusive(WAIT):
             self._making += total  # first: a signal handler that comes after the count may make one as well
@@ -206,7 +211,7 @@ class JournalBuffer(Buffer):
                 self._used = self.folder.used()
                 if self._used + self._making > limit:
                     return None
-                file = self._new_file(number)
+                file = self._new_file(number) + suffix
                 descriptor = self.folder.make(file, total)
                 self._used += total
                 return file, descriptor
@@ -266,8 +271,12 @@ class JournalBuffer(Buffer):
         """Bytes in the folder, of all processes, when it was last looked at."""
         return self._used
 
-    def measure(self) -> int:
-        """Look again: bytes in the folder, of all processes."""
+    def measure(self, *, older: float = 0.0) -> int:
+        """Look again, if the last look is older than so many seconds: bytes in the folder, of all processes."""
+        now = time.monotonic()
+        if now - self._measured < older:
+            return self._used
+        self._measured = now
         try:
             self._used = self.folder.used()
         except OSError:
@@ -443,6 +452,7 @@ class JournalBuffer(Buffer):
     def _on_truncated(self, segment: JournalSegment, size: int) -> None:
         """A touch behind the file's end would be SIGBUS: it is read without a map, up to where it ends."""
         self.truncated += 1
+        self.harmed = True
         self._diagnostics.say(
             "journal-truncated",
             f"somebody truncated a file of the journal {self.folder.path} to {size} bytes: what stood behind is lost",
@@ -465,9 +475,14 @@ class JournalBuffer(Buffer):
                 self._write_down(segment)
 
     def _write_down(self, segment: JournalSegment) -> None:
-        """Write a segment's frames into a new file under its number; its old file, if there is one, is not trusted."""
+        """
+        Write a segment's frames into a new file under its number; its old file, if there is one, is not trusted.
+
+        It gets its name when it is whole, in the place of the old one's: of two files with one number one is sent.
+        """
         folder = self.folder
-        if (made := self._make_file(segment.number, file_size(segment.size), self.capacity_bytes)) is None:
+        made = self._make_file(segment.number, file_size(segment.size), self.capacity_bytes, UNFINISHED)
+        if made is None:
             return
         file, descriptor = made
         try:
@@ -478,12 +493,13 @@ class JournalBuffer(Buffer):
             folder.write(descriptor, data, 0)
             if self.fsync != "never":
                 folder.sync(descriptor)
-                folder.sync_folder(self.name)
-            with self._files:
+            with self._files:  # the listener may settle it meanwhile, and `watch` look whether its file has a name
                 if segment.map.closed:
                     raise FileNotFoundError
-                old, old_descriptor = segment.file, segment.descriptor
-                segment.file, segment.descriptor, segment.distrusted = file, descriptor, False
+                name = segment.file or file.removesuffix(UNFINISHED)
+                folder.rename(file, name)
+                old, segment.descriptor = segment.descriptor, descriptor
+                segment.file, segment.distrusted = name, self.fsync != "never"
         except FileNotFoundError:
             folder.close_file(descriptor)
             folder.unlink(file)
@@ -492,11 +508,12 @@ class JournalBuffer(Buffer):
             folder.close_file(descriptor)
             folder.unlink(file)
             raise
+        if old >= 0:
+            folder.close_file(old)
+        if self.fsync != "never":
+            folder.sync_folder(self.name)
+            segment.distrusted = False  # not before its name is on the device
         self.trouble = None
-        if old_descriptor >= 0:
-            folder.close_file(old_descriptor)
-        if old:
-            folder.unlink(old)
 
     def _finish_what_waits(self) -> None:
         chain = list(self._journal_chain())
@@ -534,7 +551,7 @@ class JournalBuffer(Buffer):
     def _make_spare(self) -> None:
         newest = self._live()
         assert isinstance(newest, JournalSegment)
-        if newest.number == 0 or self.closed or time.monotonic() < self._ask_at:
+        if (newest.number == 0 and newest.file) or self.closed or time.monotonic() < self._ask_at:
             return  # a program that never filled a segment needs no second one
         number = newest.number + 1
         if any(spare.number == number for spare in self._spares):
@@ -546,6 +563,8 @@ class JournalBuffer(Buffer):
         spare = self._on_disk(number, size, self._open_to_all)
         if spare is not None:
             self._spares.append(spare)
+            if not newest.file:  # the disk takes files again: a quiet program would stay in memory for hours
+                self._leave_behind(newest)
 
     # --- durability against power loss ------------------------------------------------------------------------------
 
@@ -628,6 +647,9 @@ class JournalBuffer(Buffer):
         if not segment.map.closed:
             return self.count(segment.map[begin : segment.end(begin)[0]])
         image = self._image
+        if not self.folder.exists(segment.file):
+            self.harmed = True
+            return 0  # somebody removed it: found out here, it is lost, and not left
         return self.count_image(image[1], begin) if image is not None and image[0] is segment else segment.rows
 
     def count_image(self, image: Image, begin: int) -> int:

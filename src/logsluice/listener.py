@@ -568,6 +568,11 @@ class Listener(logging.handlers.QueueListener):
         if handed:
             route.ledger.totals = route.ledger.totals.abandon("fallback", handed)
         kept, gone = buffer.finish()
+        lost = max(0, buffer.rows_waiting()) if isinstance(buffer, JournalBuffer) and buffer.harmed else 0
+        if lost:  # behind a cut, or in a file that is gone: only now is it known how many they were
+            route.ledger.totals = route.ledger.totals.abandon("journal_lost", lost)
+            buffer.rows_settled += lost
+            self.diagnostics.say("journal-lost", f"{lost} records are in no file of the journal any more", every=0)
         if kept:
             route.ledger.totals = route.ledger.totals.abandon("journal", kept)
             if not self._told_lost:  # else who waited has said it already

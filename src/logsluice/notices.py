@@ -75,12 +75,11 @@ class Notices:
         reasons = ", ".join(
             f"{count} {logging.getLevelName(level)} ({reason})" for (reason, level), count in sorted(new.items())
         )
+        limit = "capacity_bytes" if self._settings.journal is None else "journal_bytes"
         if route.buffer.under_pressure:
-            self._diagnostics.say(
-                "dropped", f"{total} records dropped so far: {reasons}; see when_full, capacity_bytes"
-            )
+            self._diagnostics.say("dropped", f"{total} records dropped so far: {reasons}; see when_full, {limit}")
             return
-        self._diagnostics.say("dropped-over", f"{total} records were dropped: {reasons}; see when_full, capacity_bytes")
+        self._diagnostics.say("dropped-over", f"{total} records were dropped: {reasons}; see when_full, {limit}")
         # No rows of ours in a user's table.
         if route.target.sources is not None or route.intake is None or route.intake.mark(total, reasons, since, now):
             reported.update(drops)

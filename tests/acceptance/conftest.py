@@ -38,8 +38,15 @@ def pytest_runtest_makereport(item, call):
     if report.when == "teardown":
         parameters = item.callspec.params if hasattr(item, "callspec") else {}
         failed = item.stash.get(FAILED, False)
-        matrix.finish(item.nodeid, item.name, str(parameters.get("mode", "-")), "failed" if failed else "passed")
+        rows = matrix.finish(item.nodeid, item.name, str(parameters.get("mode", "-")), "failed" if failed else "passed")
+        report.user_properties += [("matrix", row) for row in rows]
     return report
+
+
+def pytest_runtest_logreport(report):
+    """Where the table is printed: not in the process that ran the test, when there are several."""
+    if report.when == "teardown":
+        matrix.finished.extend(matrix.Row(**row) for name, row in report.user_properties if name == "matrix")
 
 
 def pytest_terminal_summary(terminalreporter):

@@ -12,13 +12,14 @@ from support.processes import run_program
 from support.situations import judge, stored_ids
 
 PROGRAM = """
-import logging, logging.config, os, sys
+import json, logging, logging.config, os, sys
 from pathlib import Path
 
 logging.config.dictConfig({
     "version": 1,
     "handlers": {"postgres": {"class": "logsluice.PostgresHandler", "dsn_env": "LOGS", "service": "shop",
-                              "shutdown_timeout": float(os.environ.get("SHUTDOWN", "20"))}},
+                              "shutdown_timeout": float(os.environ.get("SHUTDOWN", "20")),
+                              **json.loads(os.environ.get("LOGSLUICE_TEST_OPTIONS", "{}"))}},
     "root": {"level": "INFO", "handlers": ["postgres"]},
 })
 log = logging.getLogger("shop.orders")

@@ -237,7 +237,7 @@ def test_the_first_record_of_a_process_imports_nothing(dsn, tmp_path, given):
     text = f"""
 import logsluice
 logging.getLogger().setLevel(logging.INFO)
-logging.getLogger().addHandler(logsluice.PostgresHandler({given}, linger=0.05))
+logging.getLogger().addHandler(logsluice.PostgresHandler({given}, linger=0.05, **GIVEN))
 before = set(sys.modules)
 order("first")
 log.error("first", exc_info=ValueError("x"), extra={{"nested": {{"a": [1]}}, "object": object()}})
@@ -568,12 +568,13 @@ if __name__ == "__main__":
     assert "did you mean 'batch_size'" in ran.program.stderr
 
 
+POOL_LEFT = "pool_left(context, initializer=logsluice.child_init, initargs=(config(),))"
+
+
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 def test_a_pool_left_by_with_ends_its_workers_by_sigterm(dsn, tmp_path, method):
     """What waits in them is lost in memory mode; drain_on_sigterm in the initializer sends it."""
-    ran = multiprocess(
-        dsn, tmp_path, method, "pool_left(context, initializer=logsluice.child_init, initargs=(config(),))"
-    )
+    ran = multiprocess(dsn, tmp_path, method, POOL_LEFT)
     assert ran.told["codes"] == [-15, -15]
     outcome = judge(
         f"multiprocessing, {method}: Pool left by `with` (SIGTERM)", dsn, ran.ids, seconds=ran.seconds,

@@ -115,13 +115,14 @@ gc.set_threshold(50)
 configure(linger=0.01)
 log.info("first")
 own, where = [], {"del": 0, "callback": 0, "finalize": 0}
-thread_id = until(lambda: handler()._pair[1].thread_id)
+from logsluice.lifecycle import OWN_THREADS       # the listener's, and with a journal the keeper's
+assert until(lambda: handler()._pair[1].thread_id)
 
 def logged(kind, n):
     where[kind] += 1
-    if threading.get_ident() == thread_id:        # the collector runs on whatever thread makes objects
+    if threading.get_ident() in OWN_THREADS:      # the collector runs on whatever thread makes objects
         own.append(n)
-        log.info("from the collector, on the listener's thread")
+        log.info("from the collector, on a thread of ours")
     else:
         order(f"{kind}-{n}")
 

@@ -42,13 +42,19 @@ class Page:
         for name, text in self.files.items():
             path = folder / name
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(text, encoding="utf-8")
+            path.write_text(_given(text), encoding="utf-8")
 
     def command(self, start):
         """Return the one command that starts so."""
         found = [command for command in self.commands if command.startswith(start)]
         assert len(found) == 1, (start, self.commands)
         return found[0]
+
+
+def _given(text):
+    """Add the options of LOGSLUICE_TEST_OPTIONS to the page's handler: tests/acceptance/test_lifecycle_journal.py."""
+    options = os.environ.get("LOGSLUICE_TEST_OPTIONS", "{}")[1:-1]  # one page's dict is JSON, the others are Python
+    return text.replace('"service": "shop"', f'"service": "shop", {options}') if options else text
 
 
 def free_port():

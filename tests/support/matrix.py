@@ -132,11 +132,11 @@ def finish(nodeid, name, mode, result):
         rows = [Row(belongs(name), mode)]
     for made in rows:
         made.test, made.result = nodeid, result
-    finished.extend(rows)
     if rows and (path := os.environ.get("LOGSLUICE_MATRIX")):
         text = "".join(json.dumps(asdict(made)) + "\n" for made in rows)
         with Path(path).open("a", encoding="utf-8") as file:
-            file.write(text)  # one write: several sessions may share the file
+            file.write(text)  # one write: several processes may share the file
+    return [asdict(made) for made in rows]
 
 
 def table():

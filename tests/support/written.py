@@ -18,13 +18,14 @@ import gc, json, logging, logging.config, os, select, signal, sys, threading, ti
 
 DSN = os.environ["DSN"]
 IDS = os.open(os.environ["IDS"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+GIVEN = json.loads(os.environ.get("LOGSLUICE_TEST_OPTIONS", "{}"))  # of a handler: tests/acceptance/test_lifecycle_journal.py
 log = logging.getLogger("shop.orders")
 
 def config(**options):
     return {
         "version": 1, "disable_existing_loggers": False,
         "handlers": {"postgres": {"class": "logsluice.PostgresHandler", "dsn": DSN, "linger": 30,
-                                  "shutdown_timeout": 20, "backoff_initial": 0.01, "backoff_max": 0.1, **options}},
+                                  "shutdown_timeout": 20, "backoff_initial": 0.01, "backoff_max": 0.1, **GIVEN, **options}},
         "root": {"level": "INFO", "handlers": ["postgres"]},
     }
 

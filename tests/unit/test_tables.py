@@ -114,11 +114,36 @@ def test_what_was_not_measured_leaves_its_section_empty(tables, tmp_path):
     (tmp_path / "docs" / "explanation").mkdir(parents=True)
     page = tmp_path / "docs" / "explanation" / "life-cycle.md"
     page.write_text("prose\n<!-- situations: begin -->\nold\n<!-- situations: end -->\nmore\n")
+    (page.parent / "faults.md").write_text("<!-- faults: begin -->\n<!-- faults: end -->\n")
     readme = tmp_path / "README.md"
     readme.write_text("<!-- benchmarks: begin -->\n<!-- benchmarks: end -->\n")
     made = tables.pages(tmp_path, tmp_path / "results")
     assert made[page][1] == "prose\n<!-- situations: begin -->\n<!-- situations: end -->\nmore\n"
     assert made[readme][0] == made[readme][1]
+
+
+def test_a_fault_is_a_row_for_each_mode_with_its_worst_figures(tables):
+    def fault(mode, result="passed", **more):
+        given = {"row": "A-06", "mode": mode, "test": "tests/acceptance/test_matrix_a.py::test_a_06_words[x]", "result": result,
+                 "lost": 0, "twice": 0, "recovery_seconds": None, "note": "", "control": False}  # fmt: skip
+        return {**given, **more}
+
+    made = lines(
+        tables.faults(
+            [
+                fault("memory", lost=3, note="3 of 9"),
+                fault("memory", recovery_seconds=0.5),
+                fault("journal", result="failed"),
+                fault("memory", control=True, twice=7),
+            ]
+        )
+    )
+    link = "[a_06_words](../../tests/acceptance/test_matrix_a.py)"
+    assert made[2:] == [
+        f"| A-06 | {link} | journal | **failed** | 0 | 0 | - |  |",
+        f"| A-06 | {link} | memory | passed | 3 | 0 | 0.50 | 3 of 9 |",
+        f"| A-06 control | {link} | memory | passed | 0 | 7 | - |  |",
+    ]
 
 
 def test_a_new_result_makes_the_page_wrong_until_it_is_made_again(tables, tmp_path):
@@ -127,6 +152,7 @@ def test_a_new_result_makes_the_page_wrong_until_it_is_made_again(tables, tmp_pa
     page = tmp_path / "docs" / "explanation" / "life-cycle.md"
     page.parent.mkdir(parents=True)
     page.write_text("<!-- situations: begin -->\n<!-- situations: end -->\n")
+    (page.parent / "faults.md").write_text("<!-- faults: begin -->\n<!-- faults: end -->\n")
     results = tmp_path / "results"
     results.mkdir()
     (results / "drain.json").write_text(json.dumps(result(row("drained", 5, 4))))

@@ -50,6 +50,21 @@ class LimitedConnection(psycopg.Connection[Any]):
         """Run one of psycopg's generators, at most `limit` seconds and not past `deadline`."""
         return super().wait(self._limited(gen), interval=min(interval, POLL))
 
+    @classmethod
+    def _connect_gen(cls, *args: Any, **kwargs: Any) -> Generator[Any, Any, Any]:
+        """Connect, but not past `deadline`: libpq's own limit may be longer than an exit has time."""
+        gen = super()._connect_gen(*args, **kwargs)
+        try:
+            wanted = next(gen)
+            while True:
+                ready = yield wanted
+                stop = cls.deadline()
+                if not ready and stop is not None and time.monotonic() >= stop:
+                    raise IoTimeoutError("the server did not answer a new connection in time")
+                wanted = gen.send(ready)
+        except StopIteration as stop_iteration:
+            return stop_iteration.value
+
     def _limited(self, gen: Generator[Any, Any, Any]) -> Generator[Any, Any, Any]:
         end = time.monotonic() + self.limit
         try:
@@ -79,6 +94,13 @@ class Link:
     conn: LimitedConnection | None = None
     checked: set[str] = field(default_factory=set)  # targets whose table was read through this connection
     partitions_due: float = 0.0  # by `now`
+    kind: type[LimitedConnection] = LimitedConnection  # of its own: connecting knows the deadline by its class
+
+    def __post_init__(self) -> None:
+        class OfThisLink(LimitedConnection):
+            deadline = staticmethod(self.deadline)
+
+        self.kind = OfThisLink
 
     def open(self) -> LimitedConnection:
         """Return the connection; connect, and check or make the schema, if there is none."""
@@ -121,7 +143,7 @@ class Link:
         defaults: dict[str, Any] = {"connect_timeout": max(2, int(self.settings.io_timeout)), **KEEPALIVE}
         name = f"logsluice/{self.settings.service}" if self.settings.service else "logsluice"
         try:
-            conn = LimitedConnection.connect(
+            conn = self.kind.connect(
                 dsn,
                 autocommit=True,  # we say BEGIN ourselves, in one message with what follows
                 prepare_threshold=None,  # a pooler in transaction mode knows no prepared names
@@ -135,7 +157,6 @@ class Link:
             refused = isinstance(error, psycopg.OperationalError) and _REFUSED_LOGIN.search(text)
             raise SinkError(Failure(first_line(text), "28000" if refused else None, connecting=True)) from None
         conn.limit = self.settings.io_timeout
-        conn.deadline = self.deadline
         return conn
 
     def _schema(self, conn: LimitedConnection) -> None:
