@@ -9,7 +9,7 @@ What does one logging call cost beyond the same call with a NullHandler?
    our listener writes to a real server all the while, whoever's turn it is.
    Blocks of 500 calls (shorter than the 5 ms after which Python lets another thread run) in an order drawn anew each
    time. A round goes on until 20 of our segments are filled, and ends when all is committed; nothing may be dropped.
-   Ours twice: in memory, and with `journal=` in a folder on a disk.
+   Then the plain calls once more, with `journal=` in a folder on a disk in the place of ours in memory.
 2. Beside three busy Python threads: what FileHandler and we add, each call timed. Means, since waits are the cost.
 3. Saturated: one thread logs without a pause, against the standard library's recipe (QueueHandler, QueueListener,
    executemany of 100) with its listener running. By turns, each until all is committed.
@@ -46,7 +46,7 @@ BLOCK = 500  # calls
 FILE_BLOCK = 10  # calls of FileHandler beside busy threads: each waits some 15 ms for the GIL
 BUSY = 3  # threads
 QUEUES = {"Queue": queue.Queue, "SimpleQueue": queue.SimpleQueue}
-JOURNAL = "logsluice, journal"
+OURS, JOURNAL = "logsluice", "logsluice, journal"
 OTHERS = ("NullHandler", "QueueHandler, Queue", "QueueHandler, SimpleQueue", "FileHandler")
 
 
@@ -96,39 +96,24 @@ def other(name, folder):
 
 
 @contextlib.contextmanager
-def contestants(dsn, names):
-    """{name: (info, what to do after each block)}, and both of ours; all fresh."""
+def contestants(dsn, names, mode):
+    """{name: (info, what to do after each block)}, and ours; all fresh. `mode`: the name of ours."""
     with tempfile.TemporaryDirectory() as folder:
-        ours = {"logsluice": Ours(dsn), JOURNAL: Ours(dsn, journal=f"{folder}/journal", journal_bytes=ROOM)}
+        ours = Ours(dsn, **({"journal": f"{folder}/journal", "journal_bytes": ROOM} if mode == JOURNAL else {}))
         others = {name: other(name, folder) for name in names}
         made = {name: (common.logger_of(handler).info, after) for name, (handler, after) in others.items()}
-        yield {**made, **{name: (one.logger.info, nothing) for name, one in ours.items()}}, Both(ours.values())
+        yield {**made, mode: (ours.logger.info, nothing)}, ours
         for handler, _ in others.values():
             handler.close()
-        for one in ours.values():
-            one.close()
+        ours.close()
 
 
-class Both:
-    """Ours in memory and with a journal, as one."""
-
-    def __init__(self, ours):
-        self.ours = list(ours)
-
-    def segments(self):
-        return min(one.segments() for one in self.ours)
-
-    def finish(self):
-        for one in self.ours:
-            one.finish()
-
-
-def alone(dsn, kind, records, draw):
+def alone(dsn, kind, records, draw, mode=OURS):
     """One round; {name: [(CPU ns, wall ns) a call, for each block]} and how many segments were filled."""
     calls, around = KINDS[kind]
     seen, done = defaultdict(list), 0
     common.emptied(dsn)
-    with contestants(dsn, OTHERS) as (made, ours), around():
+    with contestants(dsn, OTHERS, mode) as (made, ours), around():
         for info, after in made.values():  # caches, connection, files
             calls(info, BLOCK)
             after()
@@ -176,18 +161,18 @@ def spin(stop):
         sum(range(1000))
 
 
-def busy(dsn, records, draw):
+def busy(dsn, records, draw, mode=OURS):
     """One round beside busy threads; {name: what tail() says}."""
     took, stop = defaultdict(list), threading.Event()
     common.emptied(dsn)
-    with contestants(dsn, ("NullHandler", "FileHandler")) as (made, ours):
+    with contestants(dsn, ("NullHandler", "FileHandler"), mode) as (made, ours):
         for info, _ in made.values():
             plain(info, BLOCK)
         ours.finish()
         threads = [threading.Thread(target=spin, args=(stop,), daemon=True) for _ in range(BUSY)]
         for thread in threads:
             thread.start()
-        while len(took["logsluice"]) < records or ours.segments() < SEGMENTS:
+        while len(took[mode]) < records or ours.segments() < SEGMENTS:
             for name in draw.sample(list(made), len(made)):
                 timed(made[name][0], FILE_BLOCK if name == "FileHandler" else 10 * BLOCK, took[name])
         stop.set()
@@ -227,7 +212,7 @@ def main():
     args = parser.parse_args()
     draw = random.Random(17)  # the same order in every run
     calls, segments = {kind: [] for kind in KINDS}, []
-    beside, full = [], []
+    beside, full, journal, beside_journal = [], [], [], []
     with common.prepared_server() as server:
         for number in range(args.rounds):
             for kind in KINDS:
@@ -235,14 +220,23 @@ def main():
                 calls[kind].append(summed_up(seen))
                 segments.append(filled)
                 show(f"round {number + 1}, {kind}, {filled} segments filled", calls[kind][-1])
+            seen, filled = alone(server.dsn(), "plain", args.records, draw, JOURNAL)
+            journal.append(summed_up(seen))
+            show(f"round {number + 1}, plain, journal, {filled} segments filled", journal[-1])
             beside.append(busy(server.dsn(), args.records, draw))
             show(f"round {number + 1}, beside {BUSY} busy threads", beside[-1])
+            beside_journal.append(busy(server.dsn(), args.records, draw, JOURNAL))
+            show(f"round {number + 1}, beside {BUSY} busy threads, journal", beside_journal[-1])
             full.append(saturated(server.dsn(), args.records))
             show(f"round {number + 1}, saturated", full[-1])
         machine = common.facts(server)
     result = {
-        "facts": machine, "rounds": args.rounds, "records": args.records, "rows": rows(calls, beside, full),
-        "details": {"ns_a_call": calls, "segments": segments, "busy": beside, "saturated": full},
+        "facts": machine, "rounds": args.rounds, "records": args.records,
+        "rows": rows(calls, beside, full, journal, beside_journal),
+        "details": {
+            "ns_a_call": calls, "journal_ns_a_call": journal, "journal_busy": beside_journal, "segments": segments,
+            "busy": beside, "saturated": full,
+        },
     }  # fmt: skip
     common.report("call_overhead", result, args.json)
 
@@ -253,7 +247,7 @@ def show(title, found):
         print(f"  {name:26}" + "".join(f"{what:>10} {value:<12,.0f}" for what, value in figures.items()), flush=True)
 
 
-def rows(calls, beside, full):
+def rows(calls, beside, full, journal, beside_journal):
     """The lines of the table: medians of what the rounds say."""
 
     def added(found, what, name="logsluice", to="QueueHandler, Queue"):
@@ -271,20 +265,19 @@ def rows(calls, beside, full):
         for what, clock in (("cpu", "CPU time"), ("cpu_min", "CPU time, least"), ("wall", "wall clock")):
             text = f"added to a call, {kind}, of what QueueHandler adds ({clock})"
             lines.append(row(text, added(calls[kind], what), goal if what == "cpu" else None))
-        text = f"added to a call with the journal, {kind}, of what QueueHandler adds (CPU time)"
-        lines.append(row(text, added(calls[kind], "cpu", JOURNAL), goal))
     simple = added(calls["plain"], "cpu", to="QueueHandler, SimpleQueue")
     longest = statistics.median(one[JOURNAL]["longest"] for one in full) / 1e6
     slowest = statistics.median(one["logsluice"]["longest"] for one in full) / 1e6
     return [
         *lines,
+        row("with the journal, plain (CPU time)", added(journal, "cpu", JOURNAL), GOALS["plain"]),
         row("the same, plain, with a SimpleQueue instead of QueueHandler's own Queue (CPU time)", simple),
         row("a whole call, plain (mean of the wall clock)", ours, 10, unit="µs"),
         row("appended by one thread", 1e6 / ours, 100_000, least=True, unit="records/s"),
         row("added beside three busy threads, of what FileHandler adds", added(beside, "mean", to="FileHandler"), 0.05),
-        row("the same with the journal", added(beside, "mean", JOURNAL, to="FileHandler"), 0.05),
+        row("the same with the journal", added(beside_journal, "mean", JOURNAL, to="FileHandler"), 0.05),
         row("longest call there, of NullHandler's longest", part(beside, "longest", "NullHandler"), 1.2),
-        row("the same with the journal, longest call", part(beside, "longest", "NullHandler", JOURNAL), 1.2),
+        row("the same with the journal, longest call", part(beside_journal, "longest", "NullHandler", JOURNAL), 1.2),
         row("p99.9 of the call, saturated, of the stdlib recipe's", part(full, "p99.9", "recipe"), 0.3),
         row(
             "p99.9 of the call with the journal, saturated, of the stdlib recipe's",

@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING
 
 from logsluice import buffer, crashpoints
 from logsluice.buffer import QUICK, QUIET, Buffer, Segment, position
-from logsluice.journal import Header, Image, UnreadableError, file_size, read_image, trailer
+from logsluice.journal import BLOCK, Header, Image, UnreadableError, file_size, read_image, trailer
 from logsluice.primitives import RLock
 
 if TYPE_CHECKING:
@@ -408,10 +408,10 @@ class JournalBuffer(Buffer):
             # One by one: a disk that is full must not keep what it holds already from being synced.
             for chore in (
                 self.watch,
-                self._write_down_all,
-                self._sync_if_due,
-                self._finish_what_waits,
                 self._make_spare,
+                self._sync_if_due,
+                self._write_down_all,
+                self._finish_what_waits,
             ):
                 try:
                     chore()
@@ -522,6 +522,7 @@ class JournalBuffer(Buffer):
             waits = segment is not chain[0] or now - following.published > LINGERS
             if waits and segment.final < 0 and segment.file and not segment.distrusted and self._is_synced(segment):
                 self._finish(segment, unmap=segment is not chain[0])
+                self._make_spare()  # it may have been taken meanwhile, and no call should have to make one
             elif segment.final >= 0 and segment is not chain[0] and not segment.map.closed:
                 with self._files:
                     if segment is not self._oldest:
@@ -532,14 +533,19 @@ class JournalBuffer(Buffer):
 
     def _finish(self, segment: JournalSegment, *, unmap: bool) -> None:
         """Write a sealed segment's checksums behind its data, and unmap it, unless it is being read."""
-        with self._files:
-            if segment.map.closed or not segment.sealed:
+        try:
+            if not segment.sealed:
                 return
             end = segment.end(segment.start)[0]
-            data = segment.map[:end]
-            self.folder.write(segment.descriptor, trailer(data), segment.size)
-            segment.rows = self.count(data[segment.start :])
-            segment.final = end
+            last = trailer(segment.map, end)  # outside of the lock: the listener would wait for it
+            rows = self._rows_between(segment, segment.start, end)
+        except ValueError:
+            return  # settled and unmapped meanwhile
+        with self._files:
+            if segment.map.closed:
+                return
+            self.folder.write(segment.descriptor, last, segment.size)
+            segment.rows, segment.final = rows, end
             if unmap and segment is not self._oldest:
                 segment.let_go()
 
@@ -547,6 +553,17 @@ class JournalBuffer(Buffer):
         """Return how many records stand in these rows: markers of our own are none."""
         rows = data.count(b"\n")
         return rows if self.header.mapped else rows - data.count(b"\n-") - data.startswith(b"-")
+
+    def _rows_between(self, segment: JournalSegment, begin: int, end: int) -> int:
+        """Return how many records stand between two ends of rows, a block at a time."""
+        rows, before = 0, b"\n"
+        for at in range(begin, end, BLOCK):
+            block = segment.map[at : min(at + BLOCK, end)]
+            rows += block.count(b"\n")
+            if not self.header.mapped:
+                rows -= (before + block).count(b"\n-")  # markers of our own
+            before = block[-1:]
+        return rows
 
     def _make_spare(self) -> None:
         newest = self._live()
@@ -645,7 +662,7 @@ class JournalBuffer(Buffer):
         """Return how many records of a segment are not settled."""
         begin = self._read if segment is self._oldest else segment.start
         if not segment.map.closed:
-            return self.count(segment.map[begin : segment.end(begin)[0]])
+            return self._rows_between(segment, begin, segment.end(begin)[0])
         image = self._image
         if not self.folder.exists(segment.file):
             self.harmed = True
