@@ -17,7 +17,7 @@ from logsluice.config import settings_from
 from logsluice.devserver import free_port
 from logsluice.doctor.database import check_database
 from logsluice.folder import file_system
-from support.journals import mounted, streams
+from support.journals import streams
 from support.left import leave
 from support.shop import Shop
 
@@ -488,21 +488,6 @@ def test_a_journal_in_use_with_a_file_in_quarantine(dsn, tmp_path):
     assert "ok    journal    nothing of a dead process waits in it; 1 stream in use" in out
     assert f"warn  journal    1 file in {journal}/quarantine: they cannot be read, and count as used" in out
     assert "fsync is always: a call returns when its record is on the device" in out
-
-
-def test_a_journal_in_memory_and_a_small_disk(dsn, tmp_path):
-    with mounted(tmp_path / "small", "-t", "tmpfs", "-o", "mode=700,size=8m", "tmpfs") as small:
-        journal = small / "j"
-        status, out = by_config(tmp_path, config(dsn, journal=str(journal), journal_bytes=16 << 20))
-        assert status == 0, out
-        place, room = lines_about(out, "journal")[:2]
-        assert place.startswith(
-            f"warn  journal    {journal} is on tmpfs, which is memory: it survives the process, not"
-        )
-        assert room.startswith(
-            "warn  journal    0 bytes are in it, it may grow to 16.0 MiB (journal_bytes), and 8.0 MiB"
-        )
-        assert "make room there, or set journal_bytes to at most 8388608" in out
 
 
 def test_a_journal_that_cannot_be(dsn, tmp_path):
