@@ -451,6 +451,9 @@ class JournalBuffer(Buffer):
 
     def _on_truncated(self, segment: JournalSegment, size: int) -> None:
         """A touch behind the file's end would be SIGBUS: it is read without a map, up to where it ends."""
+        segment.final = min(segment.size, size)  # before all else: each append and look until here may be the last
+        self._leave_behind(segment)
+        segment.let_go()
         self.truncated += 1
         self.harmed = True
         self._diagnostics.say(
@@ -458,9 +461,6 @@ class JournalBuffer(Buffer):
             f"somebody truncated a file of the journal {self.folder.path} to {size} bytes: what stood behind is lost",
             every=0,
         )
-        self._leave_behind(segment)
-        segment.final = min(segment.size, size)
-        segment.let_go()
 
     def _leave_behind(self, segment: JournalSegment) -> None:
         segment.seal()
