@@ -118,17 +118,17 @@ def _locked(write: Callable[[bytes], int]) -> Callable[[bytes], int]:
 class Tally:
     """A counter that any thread may add to without a lock: `next` on a count is one C call."""
 
-    __slots__ = ("_count", "_first", "add")
+    __slots__ = ("_first", "add", "count")
 
     def __init__(self, first: int = 0) -> None:
         self._first = first
-        self._count = itertools.count(first)
-        self.add = self._count.__next__  # returns `first`, then one more each time
+        self.count = itertools.count(first)  # `next` of it is what `add` is, in half the time
+        self.add = self.count.__next__  # returns `first`, then one more each time
 
     @property
     def value(self) -> int:
         """How often `add` was called."""
-        return int(repr(self._count)[6:-1]) - self._first  # "count(17)": the one public way to read it without counting
+        return int(repr(self.count)[6:-1]) - self._first  # "count(17)": the one public way to read it without counting
 
 
 @dataclass
@@ -197,6 +197,7 @@ class Buffer:
         # Shared: `next` on the counts is atomic, entries are made by setdefault.
         self._offered = Tally(1)
         self.next_seq = self._offered.add
+        self.numbers = self._offered.count
         errors = Tally()
         self.drops: dict[tuple[str, int], Tally] = {("error", logging.NOTSET): errors}  # (reason, level) -> how many
         self.lost = errors.add  # one C call, for callers that have no stack left for more

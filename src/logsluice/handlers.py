@@ -30,12 +30,13 @@ from logsluice.diagnostics import Diagnostics
 from logsluice.errors import ConfigError
 from logsluice.fallback import Fallback
 from logsluice.folder import Folder, boot_id
-from logsluice.intake import CountedError, Intake
+from logsluice.intake import Intake
 from logsluice.journal import Header
 from logsluice.journal_buffer import JournalBuffer
 from logsluice.lifecycle import OWN_THREADS
 from logsluice.listener import Listener, adoption_figures
 from logsluice.primitives import SimpleQueue, get_ident
+from logsluice.quick import Entrance
 from logsluice.redaction import Redactor
 from logsluice.routes import Route
 
@@ -62,6 +63,7 @@ class PostgresHandler(logging.Handler):
     # Here, too: `logging` closes a handler that a ConfigError left half made, for as long as its traceback lives.
     _pair: tuple[Intake, Listener] | None = None
     _ended = False
+    _way: Callable[..., bool]  # what takes this process's records in, once there is a pair
 
     def __init__(self, *, level: int | str = logging.NOTSET, **options: Any) -> None:
         super().__init__(level)
@@ -99,32 +101,20 @@ class PostgresHandler(logging.Handler):
                 return False
             if isinstance(passed, logging.LogRecord):  # from Python 3.12 a filter may replace the record
                 record = passed
-        frame = None
         try:
             if record.process != self._pid and os.getpid() != self._pid:
                 lifecycle.forked()  # without Python's hooks
             # Our driver's, else a batch would make a record. The running thread is asked, not `record.thread`: that of
             # another process's record may be our listener's number by chance, and under gevent it is a greenlet's.
-            if get_ident() not in OWN_THREADS:
-                intake = (self._pair or self._open())[0]
-                frame = intake.prepare(record)
-            if frame is None:
-                self._noise += 1
-                return False
-            intake.enqueue(frame, record.levelno)
+            if get_ident() in OWN_THREADS:
+                return self._own()
+            if self._pair is None:
+                self._open()
+            return self._way(record, True)
         except Exception as error:
-            if type(error) is RefusedError:
-                self._hand_over(record, error)
-                return True
-            # Only C calls until all is counted: the stack may be full, and a call of ours would fail like the last one.
-            if frame is not None:  # it has its number; its level was missing, or there was no stack left
-                try:
-                    intake.buffer.append(frame)
-                except Exception:
-                    intake.buffer.lost()
-            elif self._pair is None:
+            if self._pair is None:
                 self._lost.add()
-            elif type(error) is not CountedError:
+            else:  # no stack was left to go that way: only C calls until it is counted
                 self._pair[0].next_seq()
                 self._pair[0].buffer.lost()
             try:
@@ -132,6 +122,26 @@ class PostgresHandler(logging.Handler):
             except RecursionError:
                 pass
         return True
+
+    def _choose_way(self, pair: tuple[Intake, Listener]) -> None:
+        """Let records go the shortest way there is, unless a subclass or a test put something else in its place."""
+        old, intake = self.__dict__.get("_way"), pair[0]
+        entrance = Entrance(self, PostgresHandler.handle.__get__(self), self._own, self._failed)
+        self._way = intake.quick.made(intake, entrance)
+        if type(self).handle is PostgresHandler.handle and self.__dict__.get("handle", old) is old:
+            self.__dict__["handle"] = self._way
+
+    def _own(self) -> bool:
+        """Count a record of our own namespace or thread."""
+        self._noise += 1
+        return False
+
+    def _failed(self, record: logging.LogRecord, error: Exception) -> None:
+        """Give the fallback a record for which there is no room; say what is odd about another."""
+        if type(error) is RefusedError:
+            self._hand_over(record, error)
+        else:
+            self._odd(error)
 
     def only_count(self, record: logging.LogRecord) -> bool:
         """Count a record as dropped("off") in the place of `handle`; filters work, other handlers may rely on them."""
@@ -174,6 +184,7 @@ class PostgresHandler(logging.Handler):
         if made is not pair:
             for route in made[1].routes:
                 route.own.finish()  # of a journal: its files
+        self._choose_way(pair)
         self._pair = pair
         if self._ended:  # looked at after `_pair` is set: a close() before that has not seen these buffers
             for route in pair[1].routes:
@@ -325,7 +336,8 @@ class PostgresHandler(logging.Handler):
         super().setFormatter(fmt)
         if self._pair is not None:
             for intake in self._pair[1].intakes:
-                intake.choose_way()
+                intake.quick.choose()
+            self._choose_way(self._pair)
 
     def _formatter(self) -> logging.Formatter | None:
         return self.formatter
@@ -360,6 +372,9 @@ class PostgresHandler(logging.Handler):
     def renew(self) -> None:
         """Forget what a fork inherited; the next record makes everything new. One thread of the child."""
         pair, self._pair = self._pair, None
+        way = self.__dict__.pop("_way", None)
+        if way is not None and self.__dict__.get("handle") is way:
+            del self.__dict__["handle"]
         made = self.__dict__.pop("_made", None)
         self.__dict__.pop("_diagnostics", None)
         self._noise = 0

@@ -22,9 +22,9 @@ class CountingIntake(Intake):
 
     whole_ways = 0
 
-    def _whole(self, record, seq):
+    def whole(self, record, seq):
         self.whole_ways += 1
-        return super()._whole(record, seq)
+        return super().whole(record, seq)
 
 
 def make_intake(*, formatter=None, now=time.time, redactor=None, **options):

@@ -104,7 +104,7 @@ def test_the_quick_way_gives_the_same_frame_as_the_whole_way(record, bound, whic
             if record.name.partition(".")[0] == "logsluice":
                 assert frame is None
                 return
-            assert intake._whole(record, int(copy_columns(frame)[0])) == frame
+            assert intake.whole(record, int(copy_columns(frame)[0])) == frame
     finally:
         context.clear()
 
@@ -539,9 +539,10 @@ def test_caches_are_bounded():
     for i in range(4200):
         with context.bound(request=i):
             intake.prepare(make_record(f"m{i} %s", (1,), threadName=f"t{i}", lineno=i, **{f"k{i}": 1}))
-    caches = (intake._sites, intake._lines, intake._texts, intake._names, intake._plans, intake._bounds)
+    q = intake.quick
+    caches = (q.sites, q.lines, q.templates, q.names, q.threads, q.plans, q.bounds)
     assert max(len(cache) for cache in caches) <= 4096
-    assert len(intake._redactor._answers) <= 4096
+    assert len(intake.quick._redactor._answers) <= 4096
 
 
 def test_many_threads_at_once_keep_their_records_apart():
@@ -714,7 +715,7 @@ def test_a_timestamp_is_right_to_the_microsecond(created):
     record = make_record(created=created)
     frame = intake.prepare(record)
     row = read_frame(frame)
-    assert intake._whole(record, int(row["seq"])) == frame
+    assert intake.whole(record, int(row["seq"])) == frame
     second, _, rest = row["ts"].partition(".")
     parsed = time.strptime(second + " UTC", "%Y-%m-%d %H:%M:%S %Z")
     import calendar

@@ -264,9 +264,9 @@ def test_work_grows_with_the_text_and_not_faster(option, piece):
         text = "://" + (piece * (length // len(piece) + 1))[:length]
         least = float("inf")
         for _ in range(5):
-            start = time.perf_counter()
+            start = time.thread_time()
             redactor.clean(text)
-            least = min(least, time.perf_counter() - start)
+            least = min(least, time.thread_time() - start)
         return least
 
     seconds(1000)
