@@ -9,8 +9,9 @@ import pytest
 from psycopg import sql
 
 from logsluice.errors import ConfigError
+from support.commits import COMMIT
 from support.processes import until
-from support.proxy import Proxy, query
+from support.proxy import Proxy
 from support.shop import LIMIT, Shop, writer
 
 USERS = 'CREATE TABLE "TblUsers" (id bigint PRIMARY KEY, name text)'
@@ -189,7 +190,7 @@ def test_a_lost_answer_to_commit_stores_nothing_twice(activity):
         act(shop)
         assert shop.flush()
         for _ in range(10):
-            proxy.cut_after(query(b"COMMIT"))
+            proxy.cut_after(COMMIT)
             act(shop, 20)
             act(shop, user=555)
             assert shop.flush()

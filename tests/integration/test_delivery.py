@@ -117,6 +117,19 @@ def test_records_of_every_size_roll_through_segments(dsn):
         assert lengths == [(sum(20 * n * 997 for n in range(60)),)]
 
 
+def test_a_batch_takes_four_round_trips(dsn):
+    """The lock of the watermark, the beginning of COPY, its data, the end of the transaction."""
+    with Proxy(dsn) as proxy, Shop(proxy.dsn, read=dsn, linger=LIMIT) as shop:  # sent when `flush` says so
+        shop.log()
+        assert shop.flush()
+        for count in (1, 500):
+            turns, batches = proxy.turns, shop.stats.batches
+            shop.log(count)
+            assert shop.flush()
+            assert (proxy.turns - turns, shop.stats.batches - batches) == (4, 1)
+        shop.check()
+
+
 def test_an_idle_connection_is_closed_and_opened_again(dsn):
     with Shop(dsn, idle_close=0.2) as shop:
         sessions = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND application_name LIKE 'logsluice%'"

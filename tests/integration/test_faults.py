@@ -436,9 +436,10 @@ def test_an_open_reader_and_a_new_day_delay_no_commit(shop):
         shop.check()
 
 
-def test_a_trigger_that_swallows_the_watermark_is_an_error_and_no_loss(shop):
+@pytest.mark.parametrize("body", ["RETURN NULL;", "NEW.position = OLD.position; RETURN NEW;"], ids=["row", "number"])
+def test_a_trigger_that_swallows_the_watermark_is_an_error_and_no_loss(shop, body):
     shop.do(
-        "CREATE FUNCTION public.swallow() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END'",
+        f"CREATE FUNCTION public.swallow() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN {body} END'",
         "CREATE TRIGGER swallow BEFORE UPDATE ON logsluice.stream FOR EACH ROW EXECUTE FUNCTION public.swallow()",
     )
     shop.log(10)
@@ -448,6 +449,22 @@ def test_a_trigger_that_swallows_the_watermark_is_an_error_and_no_loss(shop):
     shop.do("DROP TRIGGER swallow ON logsluice.stream")
     assert shop.flush()
     shop.check()
+
+
+def test_a_deferred_trigger_with_the_words_of_a_watermark_that_did_not_move_blames_its_row(shop):
+    """Both fail in the same message, with the same code; only ours is none of the data's."""
+    shop.do(
+        "CREATE FUNCTION public.judge() RETURNS trigger LANGUAGE plpgsql AS "
+        f"$$BEGIN IF NEW.level = 50 THEN PERFORM '{postgres.NOT_MOVED}'::text::int; END IF; RETURN NULL; END$$",
+        "CREATE CONSTRAINT TRIGGER judge AFTER INSERT ON logsluice.logs DEFERRABLE INITIALLY DEFERRED "
+        "FOR EACH ROW EXECUTE FUNCTION public.judge()",
+    )
+    shop.log(5)
+    (bad,) = shop.log(1, level=50)
+    shop.log(5)
+    assert shop.flush()
+    _, dead = shop.check()
+    assert dead == [bad]
 
 
 def test_a_deleted_watermark_is_said(shop, capfd):

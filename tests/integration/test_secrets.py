@@ -15,8 +15,9 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from logsluice.errors import ConfigError
 from logsluice.handlers import PostgresHandler
 from support.canary import FORMS, PASSWORD, ROW, WRITING, keeper, leaks, made, observe, pairs, uri
+from support.commits import COMMIT
 from support.processes import until
-from support.proxy import Proxy, kind, query
+from support.proxy import Proxy, kind
 from support.shop import LIMIT, Shop
 
 
@@ -191,7 +192,7 @@ def test_the_servers_log_gets_no_password_and_no_message_of_ours(own_server, cap
         shop = Shop(proxy.dsn, read=dsn, io_timeout=0.3, shutdown_timeout=0.5)
         shop.log(5)
         assert shop.flush()
-        for fault in (kind(b"c"), kind(b"d"), query(b"COMMIT")):
+        for fault in (kind(b"c"), kind(b"d"), COMMIT):
             proxy.swallow_after(fault)
             shop.log(5)
             assert until(lambda: proxy.swallowed, LIMIT)

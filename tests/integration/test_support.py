@@ -10,7 +10,7 @@ import psycopg
 import pytest
 
 from support.processes import run_program, until
-from support.proxy import COPY_DONE, READY, Proxy, copy_data, error, kind, query, reply, startup
+from support.proxy import COPY_DONE, READY, Proxy, copy_data, ending, error, kind, query, reply, startup
 
 
 @pytest.fixture
@@ -47,6 +47,7 @@ def test_each_test_has_a_database_of_its_own(dsn, number):
 
 def test_without_a_fault_everything_passes(proxy, table):
     copy_and_commit(proxy.dsn)
+    assert proxy.turns == 7  # three to connect with SCRAM, BEGIN, COPY, its data, COMMIT
     assert count(table) == 10
     assert (proxy.connections, proxy.cuts, proxy.swallowed) == (1, 0, 0)
 
@@ -141,7 +142,7 @@ def apart(work, *args):
 
 @pytest.mark.parametrize(
     ("match", "before"),
-    [(copy_data(1), 0), (COPY_DONE, 0), (query(b"COMMIT"), 0), (reply(b"COPY"), 0), (reply(b"COMMIT"), 10)],
+    [(copy_data(1), 0), (COPY_DONE, 0), (ending(b"COMMIT"), 0), (reply(b"COPY"), 0), (reply(b"COMMIT"), 10)],
     ids=["copy data", "copy done", "commit", "reply to copy", "reply to commit"],
 )
 def test_a_message_is_held_until_it_is_released(proxy, table, match, before):

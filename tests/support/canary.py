@@ -14,7 +14,8 @@ import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from logsluice.handlers import PostgresHandler
-from support.proxy import kind, query
+from support.commits import COMMIT
+from support.proxy import kind
 
 PASSWORD = "zebra@yak/xerus:wolf?vole#%tapir 'sloth"
 WORDS = ("zebra", "yak", "xerus", "wolf", "vole", "tapir", "sloth")
@@ -88,7 +89,7 @@ def made(options):
 # Each: what makes a batch fail while it is written, through `shop.proxy` or in the tables.
 WRITING = {
     "cut in copy": lambda shop: shop.proxy.cut_before(kind(b"c")),
-    "no answer": lambda shop: shop.proxy.swallow_after(query(b"COMMIT")),
+    "no answer": lambda shop: shop.proxy.swallow_after(COMMIT),
     "table missing": lambda shop: shop.do("ALTER TABLE logsluice.logs RENAME TO gone"),
     "column renamed": lambda shop: shop.do("ALTER TABLE logsluice.logs RENAME message TO text"),
     "a check": lambda shop: shop.do(

@@ -6,7 +6,7 @@ at one. Each fault is counted before the client can see it: a test asserts the c
 nothing happened.
 
     with Proxy(dsn) as proxy:
-        proxy.cut_after(query(b"COMMIT"))     # stored, and the client does not know
+        proxy.cut_after(ending(b"COMMIT"))    # stored, and the client does not know
         ... work through proxy.dsn ...
         assert proxy.cuts == 1
 
@@ -50,6 +50,11 @@ def query(text):
         return message[:1] == b"P" and message[5:].split(b"\0", 2)[1] == text
 
     return match
+
+
+def ending(text):
+    """Matches a query message whose last statement is `text`: the simple protocol takes several at once."""
+    return lambda message: message[:1] == b"Q" and message[5:].strip(b"\0; \n").rpartition(b";")[2].strip() == text
 
 
 def kind(letter):
@@ -168,6 +173,7 @@ class Connection:
         self.proxy, self.client, self.server = proxy, client, server
         self.deaf = False  # the server's messages are thrown away
         self.cut_when_answered = False
+        self._answered = True  # the server has sent something since the client did
         self._from_client, self._from_server = Messages(), Messages(started=True)
         for side in (client, server):
             if side.family != socket.AF_UNIX:  # else small messages wait 40 ms for an acknowledgement
@@ -204,6 +210,9 @@ class Connection:
             self.hang_up()
 
     def _judge_client(self, message, flush):
+        if self._answered and message[:1] != b"X":  # nobody answers a goodbye
+            self._answered = False
+            self.proxy.count("turns")
         if self._from_client.asks_for_encryption(message):
             self._from_server.plain_bytes += 1
         fault = self.proxy.met(message, server=False)
@@ -220,6 +229,7 @@ class Connection:
         return through
 
     def _judge_server(self, message, flush):
+        self._answered = True
         if message == b"S" and not self._from_server.opaque:
             self._from_client.opaque = self._from_server.opaque = True
         if self.deaf or self.proxy.swallowing:
@@ -286,10 +296,11 @@ class Proxy:
     `cut()`               cut what is open
     `heal()`              forget all faults that have not happened yet, release what is held, accept again
 
-    Matches: `query`, `kind`, `copy_data`, `COPY_DONE`, `startup` and plain functions of a message are the client's; `reply`,
+    Matches: `query`, `ending`, `kind`, `copy_data`, `COPY_DONE`, `startup` and plain functions of a message are the client's; `reply`,
     `error` and `READY` the server's. Messages go on when they are whole.
 
-    Counters: `connections`, `cuts`, `dropped`, `held` (messages), `swallowed` (bytes), `client_bytes` (forwarded).
+    Counters: `connections`, `cuts`, `dropped`, `held` (messages), `swallowed` (bytes), `client_bytes` (forwarded),
+    `turns` (round trips: how often the client spoke first, or again after an answer).
     """
 
     def __init__(self, dsn, *, address="127.0.0.1", port=None):
@@ -301,7 +312,7 @@ class Proxy:
         self.dsn = make_conninfo(
             dsn, host=address, hostaddr=None, port=self.port, sslmode="disable", gssencmode="disable"
         )
-        self.connections = self.cuts = self.dropped = self.held = self.swallowed = self.client_bytes = 0
+        self.connections = self.cuts = self.dropped = self.held = self.swallowed = self.client_bytes = self.turns = 0
         self.swallowing = False
         self._faults = []  # [match, action, times]
         self._holds = []

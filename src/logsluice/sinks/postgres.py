@@ -5,8 +5,13 @@ One batch, one transaction (DESIGN D5): rows, dead letters and the watermark are
     drop what lies below the watermark                            an earlier COMMIT may have arrived after all
     COPY the slice as it is
     COPY the rows set aside into dead_letter
-    SET CONSTRAINTS ALL IMMEDIATE · UPDATE stream SET position    a deferred constraint fails here, not in COMMIT
+    SET CONSTRAINTS ALL IMMEDIATE                                 a deferred constraint fails here, not in COMMIT
+    UPDATE stream SET position, or an error                       a trigger or policy may swallow it
     COMMIT
+
+The first line is one message and so are the last three, and an error skips what is left of its message: four round
+trips a batch (the lock, COPY's beginning, its end, the end), and nothing is committed without its watermark. The lock
+and COPY cannot share a message: psycopg's copy() refuses more than one statement, and COPY inside a pipeline.
 
 Why a watermark and not a look before sending again: docs/explanation/pair.md. Only SET LOCAL, no prepared names, no
 temporary tables, no session locks: it runs through PgBouncer in transaction mode.
@@ -40,6 +45,8 @@ if TYPE_CHECKING:
 
 LOCK_SHARE = 4  # lock_timeout is a quarter of io_timeout: a held lock is said early, and is no time limit of the batch
 PARTITION_CHECK = 3600.0  # seconds: partitions are made a day ahead, so one look an hour has 23 to spare
+# A text, so that the server's cast of it is an error that quotes it, in whatever language its messages are.
+NOT_MOVED = "the watermark could not be moved"
 _NUMBER = re.compile(rb"-?\d{1,18}")
 PARTITION_RETRIES = 32  # partitions made for one batch, as it names them one at a time
 
@@ -140,19 +147,34 @@ class PostgresSink:
             self._dead_letters(conn, rest)
         dead = len(rest.aside)
         stored = rest.rows - dead - (rest.markers if self.target.sources is None else 0)
-        cursor = conn.execute(
-            f"SET CONSTRAINTS ALL IMMEDIATE; UPDATE {self._table('stream')} SET position = {rest.end}, "
-            f"stored = stored + {stored}, dead = dead + {dead}, offered = greatest(offered, {counts.offered}), "
-            f"dropped = greatest(dropped, {counts.dropped}), updated = now() WHERE stream = {self.stream}".encode()
-        )
-        cursor.nextset()
-        if cursor.rowcount != 1:  # a trigger or a policy swallowed it: without a watermark a retry would double
-            raise SinkError(Failure("the watermark could not be moved: a trigger or policy on stream?", "55000"))
         crashpoints.reach("send")
-        conn.execute("COMMIT")
+        self._commit(
+            conn,
+            rest.end,
+            f"stored = stored + {stored}, dead = dead + {dead}, offered = greatest(offered, {counts.offered}), "
+            f"dropped = greatest(dropped, {counts.dropped})",
+        )
         crashpoints.reach("after-commit")
         self.known_base = True  # not before: a row made by a transaction that fails is gone with it
         return outcome
+
+    def _commit(self, conn: LimitedConnection, position: int, figures: str) -> None:
+        """Move the watermark and commit, or neither, in one message: a fifth of the round trips of a small batch."""
+        update = (
+            f"UPDATE {self._table('stream')} SET position = {position}, {figures}, updated = now() "
+            f"WHERE stream = {self.stream} RETURNING position"
+        )
+        # A trigger or a policy may swallow the UPDATE or change the number: without a watermark a retry would double.
+        # An error in the SELECT is what keeps COMMIT, in the same message, from being reached.
+        moved = f"SELECT (CASE count(*) WHEN 1 THEN '1' ELSE '{NOT_MOVED}' END)::int"
+        guarded = f"WITH moved AS ({update}) {moved} FROM moved WHERE position = {position}"
+        try:
+            conn.execute(f"SET CONSTRAINTS ALL IMMEDIATE; {guarded}; COMMIT".encode())
+        except psycopg.errors.InvalidTextRepresentation as error:
+            # Ours has no context; the same error in a deferred trigger has one: where in the function it happened.
+            if error.diag.context is None and NOT_MOVED in (error.diag.message_primary or ""):
+                raise SinkError(Failure(f"{NOT_MOVED}: a trigger or policy on stream?", "55000")) from None
+            raise
 
     def _lock_watermark(self, conn: LimitedConnection, base: int) -> int:
         look = f"SELECT position FROM {self._table('stream')} WHERE stream = {self.stream} FOR UPDATE"
