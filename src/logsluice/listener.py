@@ -432,6 +432,10 @@ class Listener(logging.handlers.QueueListener):
         batch = route.buffer.take(route.batch_bytes, self.settings.batch_size)
         if batch is not None:
             batch.aside |= {at: why for at, why in route.aside.items() if batch.start <= at < batch.end}
+            route.whole = batch
+            if route.part is not None:
+                cut = batch.data.rfind(b"\n", 0, route.part) + 1 or batch.data.find(b"\n") + 1
+                batch = batch.head(cut)
             route.batch, route.attempts = batch, 0
         return batch
 
@@ -460,6 +464,8 @@ class Listener(logging.handlers.QueueListener):
             route.streak = 0
         route.retries = 0
         route.breaker.succeeded()
+        if route.part is not None:
+            route.part = route.part * 2 if route.part < self.settings.batch_bytes else None
         route.batch_bytes = min(route.batch_bytes * 2, self.settings.batch_bytes)
         route.ledger.records.add(rows)
         route.ledger.bytes.add(len(batch.data))
@@ -473,7 +479,7 @@ class Listener(logging.handlers.QueueListener):
 
     def _settle(self, route: Route, batch: Batch) -> None:
         route.buffer.settle(batch)
-        route.batch = None
+        route.batch = route.whole = None
         route.aside = {at: why for at, why in route.aside.items() if at >= batch.end}
         self._notify()
 

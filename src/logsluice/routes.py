@@ -37,6 +37,8 @@ class Route:
     batch_bytes: int  # halved by time limits, doubled by success
     ledger: Ledger = field(default_factory=Ledger)
     batch: Batch | None = None  # in flight: tried, not settled
+    whole: Batch | None = None  # what was taken, of which `batch` may be the beginning
+    part: int | None = None  # bytes of a batch to send at once: halved by rejections in a row, doubled by success
     aside: dict[int, Failure] = field(default_factory=dict)  # rows of the slice that the server rejected
     attempts: int = 0  # with this batch
     retries: int = 0  # RETRY verdicts in a row

@@ -390,6 +390,19 @@ def test_rows_of_one_key_go_together():
     assert ids(bench.sink.dead) == ["7"] * 100
 
 
+def test_after_two_rejections_less_is_sent_and_a_key_still_goes_in_all_that_was_taken():
+    bench = Bench("orders", linger=0.05)
+    bench.sink.fails = rejecting({f"{n}" for n in range(20)}, key=True)
+    names = [f"{n % 200}" for n in range(2000)]
+    for name in names:
+        bench.put(name)
+    with bench:
+        assert bench.settled()
+    assert ids(bench.sink.frames) == [name for name in names if int(name) >= 20]
+    assert ids(bench.sink.dead) == [name for name in names if int(name) < 20]
+    assert sum(batch.rows for batch in bench.sink.batches) < 6 * len(names)  # 21 times with all of them
+
+
 def test_a_table_that_takes_nothing_is_blocked_and_nothing_is_lost():
     with Bench("orders") as bench:
         changed = [True]
