@@ -30,14 +30,14 @@ from pathlib import Path
 import common
 import psycopg
 from common import row
-from tables import between, machine
+from tables import between, machine, number
 
 from logsluice import PostgresHandler, context, schema
 from logsluice.columns import LOG_COLUMNS
 
 PAGE = Path(__file__).parents[1] / "docs" / "howto" / "tune.md"
 BATCH = 2 * 1024 * 1024  # bytes: the handler's own batch_bytes
-PART = 8 * 1024 * 1024  # bytes of one part at most: a case of 8 KB messages takes no longer than one of short ones
+PART = 5 * 1024 * 1024  # bytes of one part at most: a case of 8 KB messages takes no longer than one of short ones
 STREAM = 1  # any: the sink's watermark row
 EVERY = 8  # cases between two runs of the shipped schema: a machine that slows down slows both
 DAY = dt.datetime.now(dt.timezone.utc).replace(hour=0, minute=0, second=0, microsecond=0)
@@ -58,7 +58,7 @@ class Case:
     partition: str = "day"
     days: int = 1  # partitions present, the last is that of the rows
     settings: dict[str, str] = field(default_factory=dict)  # of the session
-    rows: str = "usual"  # see DATA
+    rows: str = "usual"  # kind of rows: `_record`
     batch: int | None = None  # rows in a transaction; None: BATCH bytes
     most: int | None = None  # rows of a part at most
     questions: tuple[str, ...] = ()  # what the index is for: pages read with it and without
@@ -421,7 +421,7 @@ def asked(admin, cases, names):
         f"SELECT {', '.join(columns)}, attributes->>'request', split_part(message, ' ', 2) FROM {shipped}.logs "
         f"ORDER BY ts OFFSET (SELECT count(*) / 2 FROM {shipped}.logs) LIMIT 1"
     ).fetchone()
-    values = {**dict(zip((*columns, "request", "number"), one, strict=True)), "day": DAY.date().isoformat()}
+    values = {**dict(zip((*columns, "request", "number"), one, strict=True)), "day": DAY.isoformat()}
     found = []
     for case in cases:
         for question in case.questions:
@@ -474,7 +474,7 @@ def server_table(result, group):
         if case["group"] == group or case["name"] == SHIPPED.name:
             ratio, (steady, after) = statistics.median(case["ratio"]["steady"]), case["wal_a_row"].values()
             disk = sum(case["disk_a_row"].values())
-            lines.append(f"| {case['name']} | {ratio:.2f} | {steady:,.0f} | {after:,.0f} | {disk:,.0f} |")
+            lines.append(f"| {case['name']} | {number(ratio)} | {steady:,.0f} | {after:,.0f} | {disk:,.0f} |")
     return "\n".join(lines)
 
 
