@@ -1,0 +1,303 @@
+"""
+What waiting records cost in memory, what an outage does to it, and whether anything grows.
+
+    python benchmarks/memory.py [--rounds 3] [--json FILE]
+    python benchmarks/memory.py --soak [60] [--modes memory:5000 journal:2500] [--json FILE]
+
+1. Waiting: a fresh process, 10,000 records that nobody takes, of 1,000 bytes; what it grew by.
+2. Outage: a fresh process logs as fast as it can while the proxy before the server refuses, until twice what fits was
+   offered; then the proxy heals. Its peak above what it held before, and what it holds when all is stored.
+3. Soak: processes that log at a steady rate (open loop: what is late is caught up with) into one real server; each
+   mode is one process. The slope of what they hold over the last 80 % of the time. Every five minutes the table is
+   locked, its numbers are checked (of each stream the next ones, without a gap, each once) and it is emptied: an hour
+   would leave gigabytes. For that second the writers wait, so a small stall every five minutes is part of the run.
+   Figures so far are written to the JSON every minute: an interrupted run counts as far as it came.
+
+Memory is what Linux says in smaps_rollup. USS: pages that are this process's alone. Anonymous: those of them that no
+file stands behind; the rest are mapped files: code, and a journal's segments. When another Python on the machine ends,
+pages of shared code become "private" in ours, so a step in USS that anonymous does not have is not growth of ours.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import common
+import psycopg
+from common import LIMIT, Ours, row
+
+MIB = 1024 * 1024
+SAMPLE = 10  # seconds between two looks at a soaking process
+TICK = 0.01  # seconds: what is due is logged this often
+WINDOW = 300  # seconds between two checks of the table
+SAVE = 60  # seconds between two writes of the JSON
+SETTLED = 0.2  # part of a soak that is left out: caches fill, the heap finds its size
+BLOCK = 30  # samples drawn together, five minutes: neighbours resemble each other, and so do windows
+RESAMPLES = 2000
+ERROR_EVERY = 1000  # records: each error wakes the listener, so more would make a commit of each
+
+
+def held():
+    """What this process holds now, in bytes."""
+    kib = {}
+    for line in Path("/proc/self/smaps_rollup").read_text(encoding="ascii").splitlines()[1:]:
+        name, value = line.split(":")
+        kib[name] = int(value.split()[0])
+    return {
+        "rss": 1024 * kib["Rss"],
+        "uss": 1024 * (kib["Private_Clean"] + kib["Private_Dirty"]),
+        "anonymous": 1024 * kib["Anonymous"],
+    }
+
+
+def entries(folder):
+    return sum(1 for _ in Path("/proc/self", folder).iterdir())
+
+
+class Child:
+    """A fresh process that runs a function of this file, given by its name. It answers in lines of JSON."""
+
+    def __init__(self, task, **options):
+        self.process = subprocess.Popen(
+            [sys.executable, __file__, "--child", task], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        self.tell(options)  # not as arguments: the DSN holds a password
+
+    def tell(self, what):
+        self.process.stdin.write(json.dumps(what) + "\n")
+        self.process.stdin.flush()
+
+    def hear(self):
+        line = self.process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"a child ended with status {self.process.wait(LIMIT)}")
+        return json.loads(line)
+
+    def end(self):
+        self.process.stdin.close()
+        self.process.stdout.close()
+        if status := self.process.wait(LIMIT):
+            raise RuntimeError(f"a child ended with status {status}")
+
+
+def say(**what):
+    print(json.dumps(what), flush=True)
+
+
+def options_of(mode, folder, capacity_bytes):
+    """Ours as it is by default, but for the bound; with `journal` the same bound for its folder."""
+    journal = {"journal": f"{folder}/journal-{mode}", "journal_bytes": capacity_bytes} if mode == "journal" else {}
+    return {"capacity_bytes": capacity_bytes, **journal}
+
+
+# --- 3: soak ----------------------------------------------------------------------------------------------------------
+
+
+def soaking(dsn, options, rate, seconds):
+    """In the child: log `rate` records a second, and say every ten seconds what is held."""
+    ours = Ours(dsn, **options)
+    info, failed = ours.logger.info, ours.logger.exception
+    pause = threading.Event()
+    logged, started = 0, time.monotonic()
+    look_at = started + SAMPLE
+    while (now := time.monotonic()) < started + seconds:
+        for n in range(logged, int((now - started) * rate)):
+            if n % ERROR_EVERY:
+                info("user %s did %d things to the order", f"u-{n % 5000}", n, extra={"request": f"{n:x}", "n": n})
+            else:
+                try:
+                    raise ValueError(f"order {n}")
+                except ValueError:
+                    failed("order %d failed", n)
+            logged = n + 1
+        if now >= look_at:
+            say(
+                seconds=round(now - started, 1), logged=logged, **held(), objects=len(gc.get_objects()),
+                blocks=sys.getallocatedblocks(), fds=entries("fd"),
+                threads=entries("task"),
+            )  # fmt: skip
+            look_at += SAMPLE
+        pause.wait(TICK)
+    assert ours.handler.flush(LIMIT)
+    stats = ours.handler.stats()
+    stream = ours.handler._pair[1].routes[0].buffer.stream
+    say(
+        stream=stream, logged=logged, offered=stats.offered, stored=stats.stored, dropped=stats.dropped,
+        abandoned=stats.abandoned, dead=stats.dead, retries=stats.retries, **held(),
+    )  # fmt: skip
+    ours.close()
+
+
+class Soaked:
+    """A soaking process as its parent sees it."""
+
+    def __init__(self, dsn, mode, rate, seconds, folder):
+        self.mode, self.rate = mode, rate
+        self.samples, self.end, self.error = [], None, None
+        self.child = Child("soaking", dsn=dsn, options=options_of(mode, folder, 64 * MIB), rate=rate, seconds=seconds)
+        self.thread = threading.Thread(target=self._listen, daemon=True)
+        self.thread.start()
+
+    def _listen(self):
+        try:
+            while self.end is None:
+                heard = self.child.hear()
+                if "stream" in heard:
+                    self.end = heard
+                else:
+                    self.samples.append(heard)
+        except (RuntimeError, ValueError) as error:
+            self.error = str(error)
+
+    def details(self):
+        return {"rate": self.rate, "error": self.error, "end": self.end, "samples": self.samples}
+
+
+class Windows:
+    """The table's numbers, checked from one look to the next."""
+
+    def __init__(self, dsn):
+        self.dsn = dsn
+        self.last, self.broken = {}, []  # stream -> the highest number so far; what was wrong
+
+    def check(self):
+        with psycopg.connect(self.dsn) as conn:
+            conn.execute("LOCK TABLE logsluice.logs IN ACCESS EXCLUSIVE MODE")
+            found = conn.execute(
+                "SELECT stream, count(*), count(DISTINCT seq), min(seq), max(seq) FROM logsluice.logs GROUP BY stream"
+            ).fetchall()
+            conn.execute("TRUNCATE logsluice.logs")
+        for stream, rows, numbers, first, last in found:
+            # One thread logs, so a stream's numbers come in order: each look finds the next ones, whole.
+            if first != self.last.get(stream, 0) + 1 or not rows == numbers == last - first + 1:
+                self.broken.append([stream, self.last.get(stream, 0), rows, numbers, first, last])
+            self.last[stream] = last
+
+
+def slope(samples, what, draw):
+    """KB an hour that `what` grows by in what is left of the samples, and 95 % of the slopes of resampled blocks."""
+    points = [(one["seconds"] / 3600, one[what] / 1000) for one in samples[int(len(samples) * SETTLED) :]]
+    if len(points) < 3:
+        return None
+    size = max(1, min(BLOCK, len(points) // 4))
+    blocks = [points[at : at + size] for at in range(len(points) - size + 1)]
+    slopes = []
+    for _ in range(RESAMPLES):
+        drawn = [point for block in draw.choices(blocks, k=-(-len(points) // size)) for point in block]
+        if len({x for x, _ in drawn}) > 1:
+            slopes.append(statistics.linear_regression(*zip(*drawn, strict=True)).slope)
+    slopes.sort()
+    return {
+        "kb_an_hour": statistics.linear_regression(*zip(*points, strict=True)).slope,
+        "least": slopes[int(len(slopes) * 0.025)],
+        "most": slopes[int(len(slopes) * 0.975)],
+        "samples": len(points),
+    }
+
+
+def soak_rows(soaked, windows):
+    """Rows and slopes of what was seen so far."""
+    rows, slopes = [], {}
+    for one in soaked:
+        draw = random.Random(17)
+        slopes[one.mode] = {what: slope(one.samples, what, draw) for what in ("uss", "anonymous", "rss")}
+        for what, found in slopes[one.mode].items():
+            if found and what != "rss":
+                rows.append(row(f"{one.mode}: {what} grows, an hour", found["kb_an_hour"], unit="KB"))
+                rows.append(row(f"{one.mode}: 95 % of resampled slopes, from", found["least"], 0, unit="KB"))
+                rows.append(row(f"{one.mode}: to", found["most"], unit="KB"))
+        for what in ("objects", "blocks", "fds", "threads"):
+            if one.samples:
+                settled = one.samples[int(len(one.samples) * SETTLED) :]
+                more = settled[-1][what] - settled[0][what]
+                rows.append(row(f"{one.mode}: {what}, more at the end than after the first fifth", more))
+        if one.end:
+            end = one.end
+            rows.append(row(f"{one.mode}: offered and not stored", end["offered"] - end["stored"], 0))
+            missing = end["logged"] - windows.last.get(end["stream"], 0)
+            rows.append(row(f"{one.mode}: logged and not in the table", missing, 0))
+    return rows, slopes
+
+
+def soak(minutes, modes, path):
+    """Run until the time is over; the result, written every minute on the way."""
+    with common.prepared_server() as server, tempfile.TemporaryDirectory() as folder:
+        dsn = server.dsn()
+        machine = common.facts(server)
+        windows = Windows(dsn)
+        soaked = [Soaked(dsn, mode, rate, 60 * minutes, folder) for mode, rate in modes.items()]
+
+        def result(complete):
+            rows, slopes = soak_rows(soaked, windows)
+            details = {
+                "complete": complete, "minutes": minutes, "slopes": slopes, "gaps": windows.broken,
+                "modes": {one.mode: one.details() for one in soaked},
+            }  # fmt: skip
+            return {"facts": machine, "rounds": 1, "rows": rows, "details": details}
+
+        started = time.monotonic()
+        save_at, check_at = started + SAVE, started + WINDOW
+        while any(one.thread.is_alive() for one in soaked):
+            soaked[0].thread.join(1)
+            threading.Event().wait(1)
+            if time.monotonic() >= check_at:
+                windows.check()
+                check_at += WINDOW
+            if time.monotonic() >= save_at:
+                save(path, result(complete=False))
+                save_at += SAVE
+        windows.check()
+        for one in soaked:
+            if one.error is None:
+                one.child.end()
+        final = result(complete=all(one.error is None for one in soaked))
+    save(path, final)
+    common.report("memory_soak", final, path)
+    wrong = [f"gaps {windows.broken}"] if windows.broken else []
+    for one in soaked:
+        end = one.end
+        if end is None:
+            wrong.append(f"{one.mode}: {one.error}")
+        elif not end["logged"] == end["offered"] == end["stored"] == windows.last.get(end["stream"]):
+            wrong.append(f"{one.mode}: {end}, in the table {windows.last.get(end['stream'])}")
+    return wrong
+
+
+def save(path, result):
+    """Write the JSON in one step: whoever reads it, or an end at any time, finds it whole."""
+    if path:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        new = path.with_suffix(".new")
+        new.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        new.replace(path)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--soak", type=float, nargs="?", const=60, metavar="MINUTES")
+    parser.add_argument("--modes", nargs="+", default=["memory:5000"], help="of the soak, with records a second")
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--child", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.child:
+        globals()[args.child](**json.loads(sys.stdin.readline()))
+        return None
+    if args.soak:
+        modes = {mode: int(rate) for mode, rate in (one.split(":") for one in args.modes)}
+        return "\n".join(soak(args.soak, modes, args.json)) or None
+    return None
+
+
+if __name__ == "__main__":
+    sys.exit(main())
