@@ -4,9 +4,11 @@ What waiting records cost in memory, what an outage does to it, and whether anyt
     python benchmarks/memory.py [--rounds 3] [--json FILE]
     python benchmarks/memory.py --soak [60] [--modes memory:5000 journal:2500] [--json FILE]
 
-1. Waiting: a fresh process, 10,000 records that nobody takes, of 1,000 bytes; what it grew by.
-2. Outage: a fresh process logs as fast as it can while the proxy before the server refuses, until twice what fits was
-   offered; then the proxy heals. Its peak above what it held before, and what it holds when all is stored.
+1. Waiting: a fresh process, 10,000 records that nobody takes, of 1,000 bytes; what it grew by. The listener never
+   starts: its connecting would add its thread, its heap and libpq's pages (0.5 MB of RSS, once, not for each record).
+2. Outage: a fresh process logs as fast as it can while the proxy before the server refuses, until half as much again
+   as fits was offered; then the proxy heals. Its peak above what it held before (the kernel's own high-water mark, so
+   no moment is missed), and what it holds when all is stored. Every number is looked for in the table.
 3. Soak: processes that log at a steady rate (open loop: what is late is caught up with) into one real server; each
    mode is one process. The slope of what they hold over the last 80 % of the time. Every five minutes the table is
    locked, its numbers are checked (of each stream the next ones, without a gap, each once) and it is emptied: an hour
@@ -22,7 +24,11 @@ from __future__ import annotations
 
 import argparse
 import gc
+import itertools
 import json
+import logging.handlers
+import os
+import queue
 import random
 import statistics
 import subprocess
@@ -36,6 +42,12 @@ import common
 import psycopg
 from common import LIMIT, Ours, row
 
+from logsluice.listener import Listener
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+
+from support.proxy import Proxy
+
 MIB = 1024 * 1024
 SAMPLE = 10  # seconds between two looks at a soaking process
 TICK = 0.01  # seconds: what is due is logged this often
@@ -44,6 +56,19 @@ SAVE = 60  # seconds between two writes of the JSON
 SETTLED = 0.2  # part of a soak that is left out: caches fill, the heap finds its size
 BLOCK = 30  # samples drawn together, five minutes: neighbours resemble each other, and so do windows
 RESAMPLES = 2000
+WAITING, SIZE = 10_000, 1000  # records that wait; bytes of each
+QUIET = 1.5  # seconds: what the keeper unmaps has waited for one
+DIGITS = 12  # of a record's number, in front of its message
+WARM = 100  # records stored before the outage: connection, caches
+PRODUCERS = 2  # threads
+OVER = 1.5  # times what fits is logged; every other one is a WARNING, so that the reserve fills, too
+AWAY = 2  # seconds that the outage goes on when all is full: the listener tries in vain
+# What an outage may add to the limit in memory, and what may stay when it is over: a slice of 2 MiB and psycopg's copy
+# of it; the rest is heap that malloc keeps, since after a large block was freed it trims only above 8 MiB (mallopt(3)).
+SLACK = 12 * MIB
+# With a journal, however large: three mapped segments of 4 MiB, one read back without a map (4 MiB), the same slice.
+FLAT = 12 * MIB + 4 * MIB + 4 * MIB
+OUTAGES = [(capacity * MIB, 1000) for capacity in (16, 64, 256)] + [(16 * MIB, 100), (64 * MIB, 64 * 1024)]
 ERROR_EVERY = 1000  # records: each error wakes the listener, so more would make a commit of each
 
 
@@ -98,6 +123,165 @@ def options_of(mode, folder, capacity_bytes):
     """Ours as it is by default, but for the bound; with `journal` the same bound for its folder."""
     journal = {"journal": f"{folder}/journal-{mode}", "journal_bytes": capacity_bytes} if mode == "journal" else {}
     return {"capacity_bytes": capacity_bytes, **journal}
+
+
+# --- 1: waiting -------------------------------------------------------------------------------------------------------
+
+
+def waiting(dsn, mode, reading):
+    """In the child: what 10,000 records hold that nobody takes. The keeper does its chores: they are the journal's."""
+    Listener.start = lambda _self: None  # for good: the first full segment would start it, and count its connecting
+    with tempfile.TemporaryDirectory() as folder:
+        if mode == "QueueHandler":
+            logger = common.logger_of(logging.handlers.QueueHandler(queue.Queue(-1)))
+        else:
+            ours = Ours(dsn, **options_of(mode, folder, common.ROOM))
+            logger = ours.logger
+        logger.info("the first makes the buffer")
+        beside = 0
+        if mode != "QueueHandler":
+            buffer = ours.handler._pair[1].routes[0].buffer
+            before = buffer.tail()
+            logger.info(f"{0:0{SIZE}}")
+            beside = buffer.tail() - before - SIZE  # bytes of a frame that are not the message
+        length = SIZE - (beside if reading == "frame" else 0)
+        gc.collect()
+        before, blocks = held(), sys.getallocatedblocks()
+        for n in range(WAITING):
+            logger.info(f"{n:0{length}}")  # a text of its own, as each message is
+        threading.Event().wait(QUIET)
+        gc.collect()
+        grown = {what: value - before[what] for what, value in held().items()}
+        frames = 0 if mode == "QueueHandler" else buffer.waiting_bytes()
+        say(**grown, blocks=sys.getallocatedblocks() - blocks, frames=frames, beside=beside)
+        if mode != "QueueHandler":
+            buffer.discard()  # nobody is there to whom it could be sent
+        sys.stdin.read()
+    os._exit(0)
+
+
+def waiting_rows(seen):
+    rows = []
+    for (mode, reading), found in seen.items():
+        what = f"{mode}: {WAITING:,} waiting records, {reading} of {SIZE:,} bytes"
+
+        def median(key, found=found):
+            return statistics.median(one[key] for one in found)
+
+        rows.append(row(what, median("uss") / 1e6, None if mode == "QueueHandler" else 12, unit="MB"))
+        if mode != "QueueHandler":
+            rows.append(row("  of it anonymous", median("anonymous") / 1e6, unit="MB"))
+            rows.append(row("  frames, wherever they are", median("frames") / 1e6, unit="MB"))
+            rows.append(row("  a frame's bytes beside its message", median("beside"), unit="bytes"))
+        if mode == "memory":
+            rows.append(row("  beyond the frames", (median("uss") - median("frames")) / 1e3, unit="KB"))
+            rows.append(row("  beside what a peer claims", median("uss") / 1e6, 11, unit="MB"))
+    return rows
+
+
+# --- 2: outage --------------------------------------------------------------------------------------------------------
+
+
+def flooding(dsn, options, size):
+    """In the child: store a few, then log twice what fits while the server is away, and wait until all is stored."""
+    ours = Ours(dsn, backoff_max=1, **options)
+    info, warning = ours.logger.info, ours.logger.warning
+    text = "x" * (size - DIGITS)
+    for n in range(WARM):
+        info(f"{n:0{DIGITS}}{text}")
+    ours.finish()
+    gc.collect()
+    base, started = held(), time.monotonic()
+    say(**base)
+    sys.stdin.readline()  # the server is away
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the highest resident size starts anew from here
+    count = int(OVER * options["capacity_bytes"]) // (size + 150)  # 150: the frame's bytes beside the message
+    numbers = itertools.count(WARM)
+
+    def log():
+        while (n := next(numbers)) < WARM + count:
+            (warning if n % 2 else info)(f"{n:0{DIGITS}}{text}")
+
+    curve = []
+
+    def look(seconds):
+        """Samples for a plot until the threads are done or the time is over."""
+        until = time.monotonic() + seconds
+        while time.monotonic() < until and (seconds < LIMIT or any(one.is_alive() for one in threads)):
+            curve.append([round(time.monotonic() - started, 2), held()["rss"] - base["rss"]])
+            threading.Event().wait(0.1)
+
+    threads = [threading.Thread(target=log) for _ in range(PRODUCERS)]
+    for one in threads:
+        one.start()
+    look(LIMIT)
+    look(AWAY)
+    stats = ours.handler.stats()
+    assert stats.full, stats
+    assert stats.dropped, stats
+    say(peak=highest() - base["rss"], **{what: value - base[what] for what, value in held().items()})
+    sys.stdin.readline()  # it is back
+    assert ours.handler.flush(LIMIT)
+    gc.collect()
+    peak, after = highest() - base["rss"], {what: value - base[what] for what, value in held().items()}
+    curve.append([round(time.monotonic() - started, 2), after["rss"]])
+    stats = ours.handler.stats()
+    segments = sum(1 for _ in ours.handler._pair[1].routes[0].buffer._chain())
+    ours.close()
+    say(
+        **after, peak=peak, segments=segments, offered=stats.offered, accepted=stats.accepted, stored=stats.stored,
+        dropped=stats.dropped, abandoned=stats.abandoned, logged=WARM + count, curve=curve,
+    )  # fmt: skip
+
+
+def highest():
+    """The kernel's own record of the highest resident size."""
+    status = Path("/proc/self/status").read_text(encoding="ascii")
+    return 1024 * int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1])
+
+
+def outage(dsn, proxy, mode, capacity, size):
+    """One flood; what the child saw, when the table holds what it should."""
+    with psycopg.connect(dsn, autocommit=True) as conn, tempfile.TemporaryDirectory() as folder:
+        conn.execute("TRUNCATE logsluice.logs")
+        child = Child("flooding", dsn=proxy.dsn, options=options_of(mode, folder, capacity), size=size)
+        base = child.hear()
+        proxy.refuse()
+        proxy.cut()
+        child.tell("away")
+        full = child.hear()
+        proxy.heal()
+        child.tell("back")
+        seen = child.hear()
+        child.end()
+        ids = f"left(message, {DIGITS})"
+        rows, different, said = conn.execute(
+            f"SELECT count(*) FILTER (WHERE seq > 0), count(DISTINCT {ids}) FILTER (WHERE seq > 0), "
+            "coalesce(sum((attributes->>'dropped')::bigint) FILTER (WHERE seq < 0), 0) FROM logsluice.logs"
+        ).fetchone()
+    assert rows == different == seen["stored"] == seen["accepted"], (rows, different, seen)
+    assert seen["offered"] == seen["logged"] == seen["accepted"] + seen["dropped"], seen
+    assert said == seen["dropped"], (said, seen)
+    return {"mode": mode, "capacity": capacity, "size": size, "base": base, "full": full, "end": seen}
+
+
+def show(one):
+    end, what = one["end"], f"{one['mode']}, limit {one['capacity'] // MIB} MiB, {one['size']:,} bytes"
+    peak, after = end["peak"] / MIB, end["rss"] / MIB
+    print(f"{what}: peak {peak:.1f} MiB over base, {after:.1f} after, {end['curve'][-1][0]:.0f} s", flush=True)
+
+
+def outage_rows(seen):
+    rows = []
+    for one in seen:
+        what = f"{one['mode']}, outage, limit {one['capacity'] // MIB} MiB, {one['size']:,} bytes"
+        limit = one["capacity"] + SLACK if one["mode"] == "memory" else FLAT
+        rows.append(row(f"{what}: peak over base", one["end"]["peak"] / MIB, limit // MIB, unit="MiB"))
+        if one["mode"] == "memory":
+            rows.append(row("  of the limit itself", one["end"]["peak"] / one["capacity"], 1, unit="times"))
+        rows.append(row("  when all is stored, over base", one["end"]["rss"] / MIB, SLACK // MIB, unit="MiB"))
+        rows.append(row("  dropped", 100 * one["end"]["dropped"] / one["end"]["offered"], unit="%"))
+    return rows
 
 
 # --- 3: soak ----------------------------------------------------------------------------------------------------------
@@ -285,6 +469,7 @@ def save(path, result):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--most", type=int, default=256, help="MiB: leave out outages with a larger limit")
     parser.add_argument("--soak", type=float, nargs="?", const=60, metavar="MINUTES")
     parser.add_argument("--modes", nargs="+", default=["memory:5000"], help="of the soak, with records a second")
     parser.add_argument("--json", type=Path)
@@ -296,6 +481,29 @@ def main():
     if args.soak:
         modes = {mode: int(rate) for mode, rate in (one.split(":") for one in args.modes)}
         return "\n".join(soak(args.soak, modes, args.json)) or None
+    modes = [(mode, reading) for mode in ("memory", "journal", "QueueHandler") for reading in ("message", "frame")]
+    modes.remove(("QueueHandler", "frame"))  # it has none
+    seen, outages = {one: [] for one in modes}, []
+    with common.prepared_server() as server:
+        for _ in range(args.rounds):
+            for mode, reading in modes:
+                child = Child("waiting", dsn=server.dsn(), mode=mode, reading=reading)
+                seen[mode, reading].append(child.hear())
+                child.end()
+        with Proxy(server.dsn()) as proxy:
+            for capacity, size in OUTAGES:
+                if capacity > args.most * MIB:
+                    continue
+                for mode in ("memory", "journal"):
+                    outages.append(outage(server.dsn(), proxy, mode, capacity, size))
+                    show(outages[-1])
+        machine = common.facts(server)
+    details = {
+        "waiting": [{"mode": mode, "reading": reading, "seen": found} for (mode, reading), found in seen.items()],
+        "slack_bytes": SLACK, "flat_bytes": FLAT, "outages": outages,
+    }  # fmt: skip
+    rows = waiting_rows(seen) + outage_rows(outages)
+    common.report("memory", {"facts": machine, "rounds": args.rounds, "rows": rows, "details": details}, args.json)
     return None
 
 
