@@ -12,9 +12,14 @@ A record inside its logging call counts as waiting. Rows of our own (drop marker
 from __future__ import annotations
 
 import bisect
-from collections import deque
+from collections import Counter, deque
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+SUMMED = ("stored", "dead", "markers", "batches", "retries")  # of several books together
 
 
 class Histogram:
@@ -29,6 +34,11 @@ class Histogram:
         """Count one value."""
         self.counts[bisect.bisect_left(self.bounds, value)] += 1
         self.sum += value
+
+    def include(self, other: Histogram) -> None:
+        """Count what another one of the same bounds has counted."""
+        self.counts = [mine + theirs for mine, theirs in zip(self.counts, other.counts, strict=True)]
+        self.sum += other.sum
 
     def snapshot(self) -> dict[str, Any]:
         """Return `{"bounds": [...], "counts": [...], "sum": ...}`; one count more than bounds."""
@@ -75,6 +85,26 @@ class Ledger:
             "batch_seconds": self.seconds.snapshot(),
             "call_to_commit_seconds": self.call_to_commit.snapshot(),
         }
+
+
+def together(ledgers: Sequence[Ledger]) -> Ledger:
+    """Return one book of several, as of now; of one, itself."""
+    if len(ledgers) == 1:
+        return ledgers[0]
+    every = [ledger.totals for ledger in ledgers]  # first: see `handlers._stats`
+    abandoned: Counter[str] = Counter()
+    for totals in every:
+        abandoned.update(dict(totals.abandoned))
+    counts = {name: sum(getattr(totals, name) for totals in every) for name in SUMMED}
+    stored_at = [totals.last_stored_at for totals in every if totals.last_stored_at is not None]
+    book = Ledger(Totals(**counts, abandoned=tuple(abandoned.items()), last_stored_at=max(stored_at, default=None)))
+    for ledger in ledgers:
+        for name in ("records", "bytes", "seconds", "call_to_commit"):
+            getattr(book, name).include(getattr(ledger, name))
+    for name in ("recent_stored", "recent_failed"):
+        batches = [batch for ledger in ledgers for batch in list(getattr(ledger, name))]
+        getattr(book, name).extend(sorted(batches, key=lambda batch: batch["at"]))
+    return book
 
 
 @dataclass(frozen=True)

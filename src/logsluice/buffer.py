@@ -50,7 +50,7 @@ ALWAYS = -(10**9)  # below every level: each append wakes the listener
 
 
 class RefusedError(Exception):
-    """There is no room for a record, and it may go to the fallback. The argument is the reason."""
+    """There is no room for a record, and it may go to the fallback. The arguments are the reason and the buffer."""
 
 
 def position(number: int, offset: int) -> int:
@@ -354,7 +354,7 @@ class Buffer:
 
     def _turn_away(self, reason: str, level: int) -> bool:
         if self.has_fallback:
-            raise RefusedError(reason)
+            raise RefusedError(reason, self)
         return self._drop(reason, level)
 
     def _drop(self, reason: str, level: int) -> bool:

@@ -120,6 +120,11 @@ def _source(column: str, given: Any) -> Source:
         given, default = given
     if not isinstance(given, str):
         raise ConfigError(f"columns[{column!r}]: a source is a string, for example 'extra.{column}', got {given!r}")
+    return source_from(f"columns[{column!r}]", given, default)
+
+
+def source_from(option: str, given: str, default: Any = None) -> Source:
+    """Return what a source names. Raises `ConfigError`, in the option's name, for one that there is not."""
     kind, _, rest = given.partition(".")
     if kind in {"extra", "context"} and rest:
         return Source(kind, tuple(rest.split(".")), default)
@@ -128,7 +133,7 @@ def _source(column: str, given: Any) -> Source:
     near = difflib.get_close_matches(given, FIELDS, n=1, cutoff=0.8)  # order_id is no misspelt user_id
     fields = ", ".join(sorted(FIELDS))
     hint = f"did you mean {near[0]!r}?" if near else f"for an extra write 'extra.{given}'; fields: {fields}"
-    raise ConfigError(f"columns[{column!r}]: unknown source {given!r}; {hint}")
+    raise ConfigError(f"{option}: unknown source {given!r}; {hint}")
 
 
 class Mapper:

@@ -25,8 +25,8 @@ GIB = 1024 * MIB
 
 PARTITION_WIDTHS = ("day", "hour", "week", "month", "none")
 
-# Named by the design, not built yet: saying so is kinder than "unknown option".
-NOT_YET = ("connections", "shard_by")
+# With several connections, bytes of a journal for each: two files of 4 MiB are made ahead of need, beside what waits.
+SHARD_JOURNAL = 16 * MIB
 
 
 def switched_off() -> bool:
@@ -87,6 +87,8 @@ class Settings:
     flush_level: int = logging.ERROR  # from here on a record is sent at once
 
     # Delivery.
+    connections: int = 1  # for servers far away: so many streams, each with its thread and connection; 1 to 16
+    shard_by: str | None = None  # source of a key, as in `columns`: equal keys keep their order; None: no order
     io_timeout: float = 30.0  # seconds for any one answer of the server
     shutdown_timeout: float = 5.0  # seconds that exit may take
     backoff_initial: float = 0.2  # seconds before the first retry, doubled each time, full jitter
@@ -123,8 +125,6 @@ def settings_from(options: Mapping[str, Any]) -> Settings:
     known = {field.name: field for field in dataclasses.fields(Settings)}
     chosen: dict[str, Any] = {}
     for name, value in options.items():
-        if name in NOT_YET:
-            raise ConfigError(f"option {name!r} is not available in this version; remove it")
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"known options: {', '.join(sorted(known))}"
@@ -157,15 +157,24 @@ def _check_together(settings: Settings, given: frozenset[str]) -> None:
                 f"set it before logging is configured, or use dsn"
             )
     # A frame must fit beside others, or one large record would drop everything that waits.
-    if settings.max_frame_bytes * 4 > settings.capacity_bytes:
+    for name in ("capacity_bytes",) if settings.journal is None else ("capacity_bytes", "journal_bytes"):
+        room, count = getattr(settings, name), settings.connections
+        if settings.max_frame_bytes * 4 * count > room:
+            raise ConfigError(
+                f"max_frame_bytes ({settings.max_frame_bytes}) must be at most a quarter of {name} ({room})"
+                + (f" / connections ({count}): make it at least {settings.max_frame_bytes * 4 * count}" * (count > 1))
+            )
+    if settings.journal is not None and settings.connections > 1:
+        least = settings.connections * SHARD_JOURNAL
+        if settings.journal_bytes < least:
+            raise ConfigError(
+                f"journal_bytes ({settings.journal_bytes}) must be at least {least} with "
+                f"connections={settings.connections}: 16 MiB for each"
+            )
+    if settings.capacity is not None and settings.capacity < settings.connections:
         raise ConfigError(
-            f"max_frame_bytes ({settings.max_frame_bytes}) must be at most a quarter of "
-            f"capacity_bytes ({settings.capacity_bytes})"
-        )
-    if settings.journal is not None and settings.max_frame_bytes * 4 > settings.journal_bytes:
-        raise ConfigError(
-            f"max_frame_bytes ({settings.max_frame_bytes}) must be at most a quarter of "
-            f"journal_bytes ({settings.journal_bytes})"
+            f"capacity ({settings.capacity}) must be at least connections ({settings.connections}), "
+            "which share it out among themselves"
         )
     if settings.journal is None and (alone := given & {"journal_bytes", "fsync", "journal_unsafe_fs"}):
         raise ConfigError(f"{', '.join(sorted(alone))} says nothing without journal=; name a folder, or leave it out")
@@ -195,6 +204,13 @@ def _number(least: float, kind: str, *, none: bool = False, whole: bool = False)
         return value
 
     return check
+
+
+def _connections(name: str, value: Any) -> int:
+    # 16: more do not help a program whose threads share one GIL, and a server has a hundred for all.
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 16:
+        raise ConfigError(f"{name} must be a whole number from 1 to 16, got {value!r}")
+    return value
 
 
 def _one_of(*choices: str | None) -> Callable[[str, Any], Any]:
@@ -303,6 +319,8 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "linger": _number(0.001, "seconds"),  # below a millisecond the listener would only spin
     "slow_batch": _number(0, "seconds"),
     "flush_level": _level,
+    "connections": _connections,
+    "shard_by": _text,
     "io_timeout": _number(0.1, "seconds"),
     "shutdown_timeout": _number(0, "seconds"),
     "backoff_initial": _number(0.001, "seconds"),

@@ -19,8 +19,8 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from logsluice import lifecycle
-from logsluice.accounting import Ledger, Stats
+from logsluice import lifecycle, shards
+from logsluice.accounting import Stats, together
 from logsluice.adoption import Adopter, OrphanBuffer
 from logsluice.buffer import Buffer, RefusedError, Tally
 from logsluice.capture import Rules
@@ -42,9 +42,10 @@ from logsluice.routes import Route
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from logsluice.columns import Target
+    from logsluice.shards import Pair
     from logsluice.sinks.postgres import PostgresSink
 
 STREAM_BITS = 63  # a positive bigint; two of a million streams meet with a chance of 1 in 18 million
@@ -61,9 +62,11 @@ class PostgresHandler(logging.Handler):
     """
 
     # Here, too: `logging` closes a handler that a ConfigError left half made, for as long as its traceback lives.
-    _pair: tuple[Intake, Listener] | None = None
+    _pair: Pair | None = None  # that records go to now
+    _pairs: Sequence[Pair] = ()  # all: one for each of `connections`
+    _ways: Sequence[Callable[..., bool]] = ()  # what takes ordinary records in, for each of them
     _ended = False
-    _way: Callable[..., bool]  # what takes this process's records in, once there is a pair
+    _way: Callable[..., bool]  # that of `_pair`
 
     def __init__(self, *, level: int | str = logging.NOTSET, **options: Any) -> None:
         super().__init__(level)
@@ -72,6 +75,7 @@ class PostgresHandler(logging.Handler):
             "logs": target_from(self._settings.schema, self._settings.table, self._settings.columns)
         }
         self._redactor = Redactor(self._settings.redact)
+        self._key = None if self._settings.shard_by is None else shards.key_from(self._settings.shard_by)
         _check_dsn(self._settings)
         self._clock: Callable[[], float] = time.time
         self._noise = 0
@@ -110,7 +114,10 @@ class PostgresHandler(logging.Handler):
                 return self._own()
             if self._pair is None:
                 self._open()
-            return self._way(record, True)
+            way = self._way
+            if self._key is not None:
+                way = self._way_by_key(record, self._key)
+            return way(record, True)
         except Exception as error:
             if self._pair is None:
                 self._lost.add()
@@ -123,13 +130,19 @@ class PostgresHandler(logging.Handler):
                 pass
         return True
 
-    def _choose_way(self, pair: tuple[Intake, Listener]) -> None:
-        """Let records go the shortest way there is, unless a subclass or a test put something else in its place."""
-        old, intake = self.__dict__.get("_way"), pair[0]
+    def _make_ways(self) -> None:
+        """Make what takes an ordinary record in, for each pair."""
         entrance = Entrance(self, PostgresHandler.handle.__get__(self), self._own, self._failed)
-        self._way = intake.quick.made(intake, entrance)
-        if type(self).handle is PostgresHandler.handle and self.__dict__.get("handle", old) is old:
-            self.__dict__["handle"] = self._way
+        self._ways = [intake.quick.made(intake, entrance) for intake, _ in self._pairs]
+
+    def _give_turn(self, pair: Pair) -> None:
+        """Let records go to this pair, the shortest way unless a subclass or a test put something else in its place."""
+        old = self.__dict__.get("_way")
+        self._way = way = self._ways[self._pairs.index(pair)]
+        self._pair = pair
+        if type(self).handle is PostgresHandler.handle and self._key is None:
+            if self.__dict__.get("handle", old) is old:
+                self.__dict__["handle"] = way
 
     def _own(self) -> bool:
         """Count a record of our own namespace or thread."""
@@ -150,23 +163,31 @@ class PostgresHandler(logging.Handler):
         self._off_count.add()
         return True
 
+    def _way_by_key(self, record: logging.LogRecord, key_of: Callable[[logging.LogRecord], Any]) -> Callable[..., bool]:
+        """Return the way to the pair that has this record's key; without one, to that whose turn it is."""
+        try:
+            key = key_of(record)
+            if key is not None:
+                return self._ways[shards.index_of(key, len(self._ways))]
+        except Exception:
+            pass  # a `__str__` that raises: the record is stored all the same, in no order
+        return self._way
+
     def emit(self, record: logging.LogRecord) -> None:
         """As `handle`, for callers that go round it."""
         self.handle(record)
 
     def _hand_over(self, record: logging.LogRecord, error: RefusedError) -> None:
         """Give the fallback a record for which there is no room. Never raises."""
-        pair, fallback = self._pair, self._fallback
-        if pair is None:
-            return
-        buffer = pair[0].buffer
+        fallback = self._fallback
+        reason, buffer = error.args
         try:
             if fallback is not None and fallback.take(record):
                 buffer.handed.add()
                 return
         except Exception:
             pass  # no stack left for it: a drop like any other
-        buffer.drop(str(error), record.levelno if isinstance(record.levelno, int) else logging.NOTSET)
+        buffer.drop(reason, record.levelno if isinstance(record.levelno, int) else logging.NOTSET)
 
     def _odd(self, error: Exception) -> None:
         """Say that a record lacked what every record has. Never raises."""
@@ -177,22 +198,58 @@ class PostgresHandler(logging.Handler):
 
     # --- the pair, made with the first record of a process --------------------------------------------------------
 
-    def _open(self) -> tuple[Intake, Listener]:
+    def _open(self) -> Pair:
         """Make buffers and listener, and start the thread. Two first records at once: the loser's pair is dropped."""
-        made = self._make()
-        pair: tuple[Intake, Listener] = self.__dict__.setdefault("_made", made)
-        if made is not pair:
-            for route in made[1].routes:
-                route.own.finish()  # of a journal: its files
-        self._choose_way(pair)
-        self._pair = pair
+        made = self._make_all()
+        pairs: list[Pair] = self.__dict__.setdefault("_made", made)
+        if made is not pairs:
+            _throw_away(made)
+        self._pairs, pair = pairs, pairs[0]
+        self._make_ways()
+        self._give_turn(pair)
         if self._ended:  # looked at after `_pair` is set: a close() before that has not seen these buffers
-            for route in pair[1].routes:
+            for route in self._routes():
                 route.buffer.close()
         else:
-            self._start(pair[1])
+            for _, listener in pairs if self._key is not None else pairs[:1]:  # the others at their first turn
+                self._start(listener)
             lifecycle.close_at_end_of_child(self)
         return pair
+
+    def _make_all(self) -> list[Pair]:
+        made: list[Pair] = []
+        try:
+            while len(made) < self._settings.connections:
+                made.append(self._make(adopt=not made))
+        except BaseException:
+            _throw_away(made)
+            raise
+        if (adopter := made[0][1].adopter) is not None:
+            adopter.mine |= {f"{route.buffer.stream:016x}" for _, listener in made for route in listener.routes}
+        return made
+
+    def _routes(self) -> list[Route]:
+        """Return the routes of all pairs."""
+        return [route for _, listener in self._pairs for route in listener.routes]
+
+    def _turn(self, *, of: Listener | None = None, if_full: bool = False) -> None:
+        """With several connections: see who gets the next records (shards.py). Any thread; never raises."""
+        try:
+            pair = self._pair
+            if pair is None or self._ended or lifecycle.exiting() or (of is not None and pair[1] is not of):
+                return
+            following = shards.next_pair(self._pairs, pair, self._settings.batch_bytes, if_full=if_full)
+            if following is not pair and not following[1].started:
+                self._start(following[1])
+            # Not to one whose thread cannot be started, unless there are no threads at all.
+            if self._pair is pair and (following[1].started or not pair[1].started):
+                self._give_turn(following)
+        except Exception:
+            pass  # no stack or no memory left: the turn stays where it is
+
+    def _wake_and_turn(self, listener: Listener) -> None:
+        self._wake(listener)
+        self._turn()
 
     def _start(self, listener: Listener) -> None:
         """Start the thread; where it cannot be, try again with each full segment and each flush."""
@@ -228,14 +285,19 @@ class PostgresHandler(logging.Handler):
         if said:
             self.diagnostics.say("journal-place", said)
 
-    def _make(self, *, journal: bool = True) -> tuple[Intake, Listener]:
+    def _make(self, *, journal: bool = True, adopt: bool = True) -> Pair:
         settings = self._settings
         tokens: SimpleQueue[None] = SimpleQueue()
-        listener = Listener(tokens, settings, self.diagnostics)
+        if settings.connections == 1:
+            listener = Listener(tokens, settings, self.diagnostics)
+        else:
+            listener = shards.ShardListener(tokens, settings, self.diagnostics, self._turn)
         sinks = self._sinks(listener)
         for name, target in self._targets.items():
             stream = random.SystemRandom().getrandbits(STREAM_BITS)
             buffer = self._buffer(stream, target, listener, journal=journal)
+            if settings.capacity is not None and settings.connections > 1:
+                shards.watch_capacity(buffer, self._turn)
             buffer.has_fallback = self._fallback is not None and journal
             rules = Rules(
                 settings.limits,
@@ -253,7 +315,7 @@ class PostgresHandler(logging.Handler):
                 storing_since=time.monotonic(),
             )  # fmt: skip
             listener.add(route)
-        if settings.journal is not None and journal:
+        if settings.journal is not None and journal and adopt:
             self._prepare_adoption(listener, sinks)
         if self._fallback is not None:
             listener.fallback = self._fallback.take_frame
@@ -261,15 +323,16 @@ class PostgresHandler(logging.Handler):
         return listener.intakes[0], listener
 
     def _buffer(self, stream: int, target: Target, listener: Listener, *, journal: bool) -> Buffer:
-        settings = self._settings
+        settings, count = self._settings, self._settings.connections
+        wake = self._wake if count == 1 else self._wake_and_turn
         options: dict[str, Any] = {
-            "capacity": settings.capacity,
+            "capacity": None if settings.capacity is None else settings.capacity // count,
             "keep_level": settings.keep_level,
             "when_full": settings.when_full,
             "block_timeout": settings.block_timeout,
-            "wake": functools.partial(self._wake, listener),
+            "wake": functools.partial(wake, listener),
         }
-        share = len(self._targets)
+        share = len(self._targets) * count
         if settings.journal is None or not journal:
             return Buffer(stream=stream, capacity_bytes=settings.capacity_bytes // share, **options)
         if self._folder is None:
@@ -335,9 +398,9 @@ class PostgresHandler(logging.Handler):
         """Use the formatter's text as `message`; exceptions keep their own columns."""
         super().setFormatter(fmt)
         if self._pair is not None:
-            for intake in self._pair[1].intakes:
-                intake.quick.choose()
-            self._choose_way(self._pair)
+            for _, listener in self._pairs:
+                for intake in listener.intakes:
+                    intake.quick.choose()
 
     def _formatter(self) -> logging.Formatter | None:
         return self.formatter
@@ -371,19 +434,18 @@ class PostgresHandler(logging.Handler):
 
     def renew(self) -> None:
         """Forget what a fork inherited; the next record makes everything new. One thread of the child."""
-        pair, self._pair = self._pair, None
+        pairs, self._pair, self._pairs, self._ways = self._pairs, None, (), ()
         way = self.__dict__.pop("_way", None)
         if way is not None and self.__dict__.get("handle") is way:
             del self.__dict__["handle"]
-        made = self.__dict__.pop("_made", None)
+        made = self.__dict__.pop("_made", ())
         self.__dict__.pop("_diagnostics", None)
         self._noise = 0
         self._off_count, self._lost = Tally(), Tally()
-        for old in (pair, made):
-            if old is not None:
-                lifecycle.park(old)  # with the connection: closing it would say goodbye on the parent's socket
-                for route in [*old[1].routes, *old[1].adopted]:
-                    route.buffer.discard()
+        for old in (*pairs, *made):
+            lifecycle.park(old)  # with the connection: closing it would say goodbye on the parent's socket
+            for route in [*old[1].routes, *old[1].adopted]:
+                route.buffer.discard()
         if self._folder is not None:
             self._folder.renew()
             self._folder = None
@@ -399,31 +461,30 @@ class PostgresHandler(logging.Handler):
         Blocks for at most `timeout` seconds, `shutdown_timeout` when None. Returns at once, without waiting, on our
         own threads and while the caller holds logging's lock (inside `dictConfig`): waiting there could last for ever.
         """
-        pair = self._pair
-        if pair is None:
+        if self._pair is None:
             return True
-        listener = pair[1]
         seconds = self._settings.shutdown_timeout if timeout is None else timeout
         end = lifecycle.exit_deadline(seconds) if timeout is None else time.monotonic() + seconds
-        token: SimpleQueue[None] = SimpleQueue()
-
-        def settled() -> None:
-            token.put(None)
-
-        if listener.when_settled(settled):
+        token: SimpleQueue[Listener] = SimpleQueue()
+        calls = {listener: functools.partial(token.put, listener) for _, listener in self._pairs}
+        waiting = {listener for listener, call in calls.items() if not listener.when_settled(call)}
+        if not waiting:
             return True
-        self._wake(listener)
-        if lifecycle.exiting():
-            listener.probe()  # else the wait for a back-off would use up the time of exit, and nothing be tried
+        for listener in waiting:
+            self._wake(listener)
+            if lifecycle.exiting():
+                listener.probe()  # else the wait for a back-off would use up the time of exit, and nothing be tried
         try:
-            if lifecycle.holds_logging_lock() or lifecycle.on_own_thread() or not listener.started:
+            if lifecycle.holds_logging_lock() or lifecycle.on_own_thread():
                 return False
-            token.get(timeout=max(0.0, end - time.monotonic()))
+            while waiting and all(listener.started for listener in waiting):
+                waiting.discard(token.get(timeout=max(0.0, end - time.monotonic())))
         except queue.Empty:
             return False
         finally:
-            listener.forget(settled)
-        return True
+            for listener, call in calls.items():
+                listener.forget(call)
+        return not waiting
 
     def close(self) -> None:
         """
@@ -437,15 +498,19 @@ class PostgresHandler(logging.Handler):
         if self._pair is None:  # also of one that a ConfigError left half made
             super().close()
             return
-        listener = self._pair[1]
-        lifecycle.drain_later(listener)
+        listeners = [listener for _, listener in self._pairs]
+        for listener in listeners:
+            lifecycle.drain_later(listener)
         deadline = lifecycle.exit_deadline(self.shutdown_timeout)
-        for route in listener.routes:
+        for route in self._routes():
             route.buffer.close()
-        listener.finish(deadline)
+        for listener in listeners:
+            listener.finish(deadline)
         super().close()
         if not lifecycle.holds_logging_lock() and not lifecycle.on_own_thread():
-            listener.wait(deadline)  # else exit does
+            # Else exit does. First those without a thread: they run on this one while the others run on theirs.
+            for listener in sorted(listeners, key=lambda one: one.started):
+                listener.wait(deadline)
 
     # --- looking ------------------------------------------------------------------------------------------------
 
@@ -456,14 +521,12 @@ class PostgresHandler(logging.Handler):
 
     @property
     def pressure(self) -> float:
-        """How full the buffer is, 0.0 to 1.0. For request handlers that would rather shed load than drop records."""
-        pair = self._pair
-        return 0.0 if pair is None else max(route.buffer.pressure for route in pair[1].routes)
+        """How full the (fullest) buffer is, 0.0 to 1.0. For request handlers that would rather shed load than drop."""
+        return max((route.buffer.pressure for _, listener in self._pairs for route in listener.routes), default=0.0)
 
     async def wait_ready(self, timeout: float | None = None) -> bool:
         """Wait, on an event loop, until there is room for a record of any level; False after `timeout` seconds."""
-        pair = self._pair
-        if pair is None:
+        if self._pair is None:
             return True
         import asyncio  # noqa: PLC0415 - whoever awaits this has loaded it; others must not pay for it
 
@@ -472,10 +535,11 @@ class PostgresHandler(logging.Handler):
         while True:
             room = asyncio.Event()
             wake = _threadsafe(loop, room)
-            full = [route for route in pair[1].routes if not route.own.when_room(wake)]
+            full = [route for route in self._routes() if not route.own.when_room(wake)]
             if not full:
                 return True
-            pair[1].hurry()
+            for _, listener in self._pairs:
+                listener.hurry()
             try:
                 await asyncio.wait_for(room.wait(), None if end is None else max(0.0, end - time.monotonic()))
             except asyncio.TimeoutError:
@@ -486,17 +550,13 @@ class PostgresHandler(logging.Handler):
 
     def stats(self) -> Stats:
         """Return one consistent snapshot; the law in accounting.py holds for it. Blocks only to list a journal."""
-        pair = self._pair
-        if pair is None:
-            return _stats(self, None)
-        return _stats(self, pair[1])
+        return _stats(self, [listener for _, listener in self._pairs])
 
 
-def _stats(handler: PostgresHandler, listener: Listener | None) -> Stats:
+def _stats(handler: PostgresHandler, listeners: list[Listener]) -> Stats:
     settings = handler._settings  # noqa: SLF001 - one module
-    ledger = Ledger() if listener is None else listener.ledger
-    routes = [] if listener is None else listener.routes
-    intakes = [] if listener is None else listener.intakes
+    ledger = together([listener.ledger for listener in listeners])
+    routes = [route for listener in listeners for route in listener.routes]
     totals = ledger.totals  # first: what is stored was offered before, so `waiting` is never negative
     dropped_by: dict[tuple[str, int], int] = {}
     for route in routes:
@@ -514,7 +574,7 @@ def _stats(handler: PostgresHandler, listener: Listener | None) -> Stats:
     abandoned = sum(abandoned_by.values())
     now = time.monotonic()
     since = [since for route in routes if (since := route.first_seen()) is not None]
-    breakers = [] if listener is None else [listener.breaker, *(route.breaker for route in routes)]
+    breakers = [*(listener.breaker for listener in listeners), *(route.breaker for route in routes)]
     states = [breaker.state(now) for breaker in breakers]
     return Stats(
         offered=offered,
@@ -529,7 +589,7 @@ def _stats(handler: PostgresHandler, listener: Listener | None) -> Stats:
         waiting_bytes=sum(route.buffer.waiting_bytes() for route in routes),
         capacity_bytes=settings.capacity_bytes if settings.journal is None else settings.journal_bytes,
         full=any(route.buffer.under_pressure for route in routes),
-        sanitized=sum(intake.sanitized for intake in intakes),
+        sanitized=sum(intake.sanitized for listener in listeners for intake in listener.intakes),
         own_noise=handler._noise,  # noqa: SLF001
         markers=totals.markers,
         batches=totals.batches,
@@ -540,12 +600,12 @@ def _stats(handler: PostgresHandler, listener: Listener | None) -> Stats:
         histograms=ledger.histograms(),
         recent={"stored": list(ledger.recent_stored), "failed": list(ledger.recent_failed)},
         watermark_missing=sum(getattr(route.sink, "missing", 0) for route in routes)
-        + (0 if listener is None else sum(one["watermark_missing"] for one in adoptions(listener))),
-        journal=None if settings.journal is None or listener is None else journal_figures(settings.journal, listener),
+        + sum(one["watermark_missing"] for listener in listeners for one in adoptions(listener)),
+        journal=None if settings.journal is None or not listeners else journal_figures(settings.journal, listeners),
     )
 
 
-def journal_figures(path: str, listener: Listener) -> dict[str, Any]:
+def journal_figures(path: str, listeners: list[Listener]) -> dict[str, Any]:
     """
     Return what `stats().journal` says.
 
@@ -554,7 +614,9 @@ def journal_figures(path: str, listener: Listener) -> dict[str, Any]:
     the last file; sync_failures, truncated, quarantined: files; adopted: one entry for each orphan, by its state
     (sending, blocked, done); left: orphans of other targets, and why.
     """
-    buffers = [route.buffer for route in listener.routes if isinstance(route.buffer, JournalBuffer)]
+    routes = [route for listener in listeners for route in listener.routes]
+    buffers = [route.buffer for route in routes if isinstance(route.buffer, JournalBuffer)]
+    adopter = listeners[0].adopter  # the others have none
     chains = [list(buffer._journal_chain()) for buffer in buffers]  # noqa: SLF001 - one room
     return {
         "folder": path,
@@ -565,8 +627,8 @@ def journal_figures(path: str, listener: Listener) -> dict[str, Any]:
         "sync_failures": sum(buffer.sync_failures for buffer in buffers),
         "truncated": sum(buffer.truncated for buffer in buffers),
         "quarantined": sum(buffer.quarantined for buffer in buffers),
-        "adopted": adoptions(listener),
-        "left": dict(listener.adopter.left) if listener.adopter is not None else {},
+        "adopted": adoptions(listeners[0]),
+        "left": dict(adopter.left) if adopter is not None else {},
     }
 
 
@@ -580,6 +642,13 @@ def adoptions(listener: Listener) -> list[dict[str, Any]]:
             for route in list(listener.adopted)
         ),
     ]
+
+
+def _throw_away(pairs: list[Pair]) -> None:
+    """Let go of pairs that no record went to."""
+    for _, listener in pairs:
+        for route in listener.routes:
+            route.own.finish()  # of a journal: its files
 
 
 def _threadsafe(loop: asyncio.AbstractEventLoop, event: asyncio.Event) -> Callable[[], None]:

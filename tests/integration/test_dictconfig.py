@@ -418,7 +418,10 @@ assert handler().stats().offered == 5
     [
         ("batch_sise", 1, "did you mean 'batch_size'"),
         ("nonsense", 1, "known options"),
-        ("connections", 2, "not available in this version"),
+        ("connections", 17, "a whole number from 1 to 16"),
+        ("connections", 5, "connections (5): make it at least 83886080"),
+        ("shard_by", "session_id", "for an extra write 'extra.session_id'"),
+        ("shard_by", "ts", "is no key"),
         ("linger", -1, "linger must be seconds of at least 0.001"),
         ("when_full", "wait", "'drop', 'block'"),
         ("keep_level", "LOUD", "keep_level"),
