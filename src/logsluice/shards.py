@@ -95,9 +95,9 @@ def _busy(pair: Pair) -> bool:
     return isinstance(pair[1], ShardListener) and pair[1].busy
 
 
-def _load(pair: Pair) -> tuple[bool, bool, int]:
+def _load(pair: Pair) -> tuple[float, bool, int]:
     buffer = pair[0].buffer
-    return buffer.under_pressure, _busy(pair), buffer.waiting_bytes()
+    return buffer.pressure if buffer.under_pressure else 0.0, _busy(pair), buffer.waiting_bytes()
 
 
 def watch_capacity(buffer: Buffer, turn: Callable[..., None]) -> None:

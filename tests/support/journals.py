@@ -107,8 +107,8 @@ def heir(dsn, journal, *, read=None, **options):
 
 def nothing_left(shop, journal):
     """Whether all that is in the folder is the shop's own."""
-    mine = {f"{route.buffer.stream:016x}" for route in shop.listener.routes}
-    return streams(journal) <= mine and not shop.listener.adopted
+    mine = {f"{route.buffer.stream:016x}" for route in shop.handler._routes()}
+    return streams(journal) <= mine and not any(listener.adopted for _, listener in shop.handler._pairs)
 
 
 def inherit(dsn, journal, *, seconds=LIMIT, **options):

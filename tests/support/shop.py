@@ -180,15 +180,16 @@ class Shop:
         return stored, dead
 
     def _agrees_with_the_stream(self):
-        row = self.query("SELECT stored, dead FROM logsluice.stream WHERE stream = %s", self.route.buffer.stream)
-        return row == [(self.stats.stored, self.stats.dead)]  # markers are nobody's records
+        streams = [route.buffer.stream for route in self.handler._routes()]  # several with `connections`
+        text = "SELECT coalesce(sum(stored), 0), coalesce(sum(dead), 0) FROM logsluice.stream WHERE stream = ANY(%s)"
+        return self.query(text, streams) == [(self.stats.stored, self.stats.dead)]  # markers are nobody's records
 
     def law(self):
         stats = self.stats
         assert stats.offered == len(self.given)
         assert stats.offered == stats.accepted + stats.dropped
         assert stats.accepted == stats.stored + stats.dead + stats.abandoned + stats.waiting
-        assert stats.waiting == self.route.buffer.rows_waiting()
+        assert stats.waiting == sum(route.buffer.rows_waiting() for route in self.handler._routes())
         return stats
 
 
