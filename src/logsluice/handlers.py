@@ -507,9 +507,14 @@ class PostgresHandler(logging.Handler):
         for listener in listeners:
             listener.finish(deadline)
         super().close()
-        if not lifecycle.holds_logging_lock() and not lifecycle.on_own_thread():
-            # Else exit does. First those without a thread: they run on this one while the others run on theirs.
-            for listener in sorted(listeners, key=lambda one: one.started):
+        if lifecycle.on_own_thread():
+            return  # exit waits
+        # First those without a thread: they run on this one while the others run on theirs.
+        for listener in sorted(listeners, key=lambda one: one.started):
+            # Under logging's lock exit waits, but for one that never began: it is over at once, and would keep its
+            # journal's files open until then.
+            unused = not listener.started and not any(route.waits for route in listener.routes)
+            if unused or not lifecycle.holds_logging_lock():
                 listener.wait(deadline)
 
     # --- looking ------------------------------------------------------------------------------------------------

@@ -381,6 +381,26 @@ def test_only_one_adopts_and_never_its_siblings(dsn, tmp_path):
     assert not streams(journal)
 
 
+AGAIN = """
+for n in range(10):
+    configure(connections=4, journal=os.environ["JOURNAL"])      # closes the one before under logging's lock
+    order(n)
+from logsluice import lifecycle
+assert until(lambda: all(one.done.is_set() for one in lifecycle._draining))
+tell(files=len(os.listdir("/proc/self/fd")), streams=len([one for one in os.listdir(os.environ["JOURNAL"]) if len(one) == 16]))
+"""
+
+
+def test_configured_again_and_again_nothing_piles_up(dsn, tmp_path):
+    journal = tmp_path / "journal"
+    ran = run(dsn, tmp_path, AGAIN, JOURNAL=str(journal))
+    assert ran.told["streams"] == 4
+    assert ran.told["files"] < 40  # of ten handlers with four streams each it would be hundreds
+    outcome = judge("connections: dictConfig again", dsn, ran.ids)
+    assert (outcome.logged, outcome.lost, outcome.twice) == (10, 0, 0)
+    assert not streams(journal)
+
+
 def test_what_is_left_at_the_end_stays_in_the_journal_of_all(proxy, dsn, tmp_path):
     journal = tmp_path / "journal"
     proxy.refuse()

@@ -15,6 +15,7 @@ from logsluice.config import MIB, settings_from
 from logsluice.errors import ConfigError
 from logsluice.handlers import PostgresHandler
 from logsluice.listener import Listener
+from logsluice.testing import captured
 from support.records import make_logger, make_record
 
 COUNT = 3
@@ -329,6 +330,16 @@ def test_own_records_are_counted_and_not_taken(made):
     handler.handle(make_record(name="logsluice.own", key="a"))
     assert handler.stats().own_noise == 1
     assert handler.stats().offered == 0
+
+
+def test_captured_for_a_test_nothing_is_shared_out(made):
+    handler = made(**KEYED)
+    logger = make_logger(handler)
+    with captured() as rows:
+        logger.info("order", extra={"key": "a"})
+    assert [row["attributes"] for row in rows] == [{"key": "a"}]
+    assert not handler._pairs
+    assert handler.handle == handler.handle_by_key
 
 
 def test_forgotten_after_a_fork(made):
