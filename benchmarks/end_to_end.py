@@ -89,11 +89,11 @@ def waiting(name):
     """Print by how many bytes this process grows while records wait that nobody takes."""
     handler = Ours("").handler if name == "logsluice" else logging.handlers.QueueHandler(queue.Queue(-1))
     logger = common.logger_of(handler)
-    with common.no_listener():
+    with common.no_listener():  # around all: a full segment starts a listener that is not there, with its connecting
         logger.info("the first makes the buffer")
-    before = resident()
-    for n in range(WAITING):
-        logger.info(f"{n:0{MESSAGE}}")  # a text of its own, as each message is
+        before = resident()
+        for n in range(WAITING):
+            logger.info(f"{n:0{MESSAGE}}")  # a text of its own, as each message is
     print(resident() - before, flush=True)
     os._exit(0)  # nobody is there to whom what waits could be sent
 

@@ -140,9 +140,9 @@ class PostgresHandler(logging.Handler):
         old = self.__dict__.get("_way")
         self._way = way = self._ways[self._pairs.index(pair)]
         self._pair = pair
-        if type(self).handle is PostgresHandler.handle and self._key is None:
-            if self.__dict__.get("handle", old) is old:
-                self.__dict__["handle"] = way
+        shortest = type(self).handle is PostgresHandler.handle and self._key is None
+        if shortest and self.__dict__.get("handle", old) is old:
+            self.__dict__["handle"] = way
 
     def _own(self) -> bool:
         """Count a record of our own namespace or thread."""

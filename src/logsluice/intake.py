@@ -60,7 +60,7 @@ class Intake(logging.handlers.QueueHandler):
 
         Ordinary records go the quick way (quick.py), which gives up rather than guess; others the whole way.
         """
-        frame: bytes | None = self.quickly(record, True) if self.quick.open else self.whole(record, 0)
+        frame: bytes | None = self.quickly(record, True)
         return frame
 
     def enqueue(self, frame: bytes, level: int = logging.INFO) -> None:  # type: ignore[override]

@@ -560,7 +560,7 @@ class JournalBuffer(Buffer):
         for at in range(begin, end, BLOCK):
             block = segment.map[at : min(at + BLOCK, end)]
             rows += block.count(b"\n")
-            if not self.header.mapped:
+            if self.own_rows and not self.header.mapped:
                 rows -= (before + block).count(b"\n-")  # markers of our own
             before = block[-1:]
         return rows

@@ -183,6 +183,8 @@ class QuickWay:
             frame = None
             seq = 0
             try:
+                if not self.open:
+                    raise NotPlainError
                 try:
                     path_, level_, name_, func_, level_name_, site, size, plan = lines[record.lineno]
                 except KeyError:

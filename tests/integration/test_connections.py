@@ -16,7 +16,7 @@ from logsluice import buffer, schema, shards
 from support.journals import KEEPS, given, heir, inherit, lost_and_twice, restart, streams
 from support.overload import markers, stopped
 from support.processes import until
-from support.proxy import Proxy, query
+from support.proxy import Proxy, ending
 from support.shop import LIMIT, Shop, message
 from support.situations import judge, stored_ids
 from support.written import STORM, run
@@ -114,7 +114,7 @@ def test_one_connection_that_hangs_does_not_hold_up_the_others(proxy, dsn, small
     with Shop(proxy.dsn, read=dsn, **MANY) as shop:
         (before,) = shop.log()
         assert shop.flush()
-        held = proxy.hold_at(query(b"COMMIT"))
+        held = proxy.hold_at(ending(b"COMMIT"))
         (first,) = shop.log(1, key="a")
         assert held.wait(LIMIT)
         later = shop.log(2000, payload=PAYLOAD, key="a")
@@ -130,7 +130,7 @@ def test_equal_keys_wait_for_each_other_and_others_do_not(proxy, dsn, small):
     with Shop(proxy.dsn, read=dsn, **KEYED) as shop:
         shop.log(1, key=key_of(1))
         assert shop.flush()
-        held = proxy.hold_at(query(b"COMMIT"))
+        held = proxy.hold_at(ending(b"COMMIT"))
         shop.log(1, key=key_of(1))
         assert held.wait(LIMIT)
         shop.log(500, payload=PAYLOAD, key=key_of(1))

@@ -52,8 +52,8 @@ def test_closed_while_the_pair_is_made_takes_nothing_in(dsn, monkeypatch):
     handler = PostgresHandler(dsn=dsn)
     make = handler._make
 
-    def made():
-        pair = make()
+    def made(**options):
+        pair = make(**options)
         handler.close()
         return pair
 
