@@ -2,12 +2,14 @@
 logsluice: Python logs into PostgreSQL. The map, in the order in which a record meets the stations.
 
     handlers.py    PostgresHandler: options, handle, flush, close             caller's thread
+    quick.py       an ordinary record, from `handle` to the buffer            caller's thread
     capture.py     LogRecord -> captured fields. Pure                         caller's thread
     encoding.py    fields -> frame, one row of COPY text. Pure                caller's thread
-    intake.py      Intake(QueueHandler): prepare the frame, enqueue it        caller's thread
+    intake.py      Intake(QueueHandler): any record's frame, enqueue          caller's thread
     buffer.py      Buffer: the segments that wait                             both; rules on top
     journal.py, folder.py, journal_buffer.py, keeper.py, adoption.py          with journal=: segments that are files
     listener.py    Listener(QueueListener): the loop                          the listener's thread
+    shards.py      with connections=N: which pair a record goes to            both
     routes.py      one table's stream, and where its delivery stands          the listener's thread
     sinks/         the Sink protocol; postgres.py: the transaction; link.py, failures.py
     delivery.py    verdicts on failures, back-off, breaker. Pure

@@ -175,11 +175,10 @@ class QuickWay:
 
         def way(record: LogRecord, checked: bool = False) -> bytes | bool | None:
             try:
-                other = not checked and (handler.filters or record.process != pid or ident() in own_threads)
+                if not checked and (handler.filters or record.process != pid or ident() in own_threads):
+                    return general(record)  # which comes back with `checked`
             except AttributeError:  # somebody took `process` away
-                other = True
-            if other:
-                return general(record)  # which comes back with `checked`
+                return general(record)
             frame = None
             seq = 0
             try:
@@ -198,7 +197,7 @@ class QuickWay:
                     func, level_name, thread = record.funcName, record.levelname, record.threadName
                     process = record.processName
                     # Each raises if somebody took it away: an extra in its place would go unseen.
-                    record.filename, record.module, record.msecs, record.relativeCreated, record.thread, record.process  # noqa: B018
+                    record.filename, record.module, record.msecs, record.relativeCreated, record.thread  # noqa: B018
                     d = record.__dict__
                 else:
                     d = record.__dict__
