@@ -37,11 +37,19 @@ def test_every_statement_runs(conn):
     today = f"logs_{NOW:%Y%m%d}"
     statements = [text.strip() for block in blocks("sql") for text in block.replace(SHOWN, today).split(";")]
     statements = [text for text in statements if text]
+    if not conn.execute("SELECT 1 FROM pg_available_extensions WHERE name = 'pg_trgm'").fetchone():
+        # The wheel's PostgreSQL comes without contrib. Debian's has it, and there all of the page runs.
+        foreign = [text for text in statements if "trgm" in text]
+        assert len(foreign) == 2
+        for statement in foreign:
+            statements.remove(statement)
+            with pytest.raises((psycopg.errors.FeatureNotSupported, psycopg.errors.UndefinedObject)):
+                conn.execute(statement)
     for statement in statements:
         conn.execute(statement)
     valid = dict(conn.execute("SELECT c.relname, i.indisvalid FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid"))
     made = [text.split(" INDEX ")[1].split()[0] for text in statements if "CREATE INDEX logs" in text]
-    assert len(made) >= 8
+    assert len(made) >= 7
     # Complete only when each partition has its part; the page attaches that of one day.
     assert {name: valid[name] for name in made} == {name: name != "logs_user_ts2" for name in made}
     assert valid[f"{today}_user_ts2"]
