@@ -459,7 +459,8 @@ class QuickWay:
         if record.name.partition(".")[0] == "logsluice":
             raise OwnRecord
         marks = Marks()
-        if type(record.levelno) is not int or STANDARD_NAMES.get(record.levelno) != record.levelname:
+        # A name that is None is told: it must not equal that of a level that nobody named.
+        if type(record.levelno) is not int or STANDARD_NAMES.get(record.levelno, "") != record.levelname:
             raise ValueError
         if type(record.lineno) is not int or not 0 <= record.lineno <= INTEGER:
             raise ValueError

@@ -464,7 +464,11 @@ PROOFS = {"in a long C call": "sent_while_busy", "in dictConfig": "locked", "in 
 
 @pytest.mark.parametrize("place", SIGTERM_WHILE)
 def test_sigterm_wherever_the_main_thread_is(dsn, tmp_path, place):
-    ran = run(dsn, tmp_path, f"{DRAIN}orders(0, 2000)\n{SIGTERM_WHILE[place]}")
+    # Connected before the lock: the driver logs while it connects, and under logging's lock it waits for us (below).
+    first = (
+        "orders(0, 1)\nassert handler().flush(20)\norders(1, 2000)" if place == "in dictConfig" else "orders(0, 2000)"
+    )
+    ran = run(dsn, tmp_path, f"{DRAIN}{first}\n{SIGTERM_WHILE[place]}")
     assert ran.told[PROOFS.get(place, "held")] is True, ran.program.stderr
     assert ran.told["waiting"] > 0
     assert_all_stored(f"SIGTERM, {place}, drain_on_sigterm()", dsn, ran, -signal.SIGTERM)
