@@ -1,9 +1,9 @@
 """
-The quick way: the frame of an ordinary record in one function, with what a call site's last record was like at hand.
+The quick way: an ordinary record from `handle` to the buffer in one function, with what a call site's last record was like at hand.
 
 It gives up rather than guess; `Intake.whole` then makes the same frame for any record, byte for byte (but for the order
-of extras that come in another order than last time). Every line of `prepare` is paid by every record, so some are
-harder to read than they need to be: docs/explanation/call-cost.md says what each saves.
+of extras that come in another order than last time). Every line of `way` is paid by every record, so some are
+harder to read than they need to be: docs/explanation/call-cost.md says what that saves.
 
 Every cache is replaced or filled by single dict operations, so any of this may be re-entered by a signal handler.
 """
@@ -120,7 +120,7 @@ class Entrance(NamedTuple):
 
 
 class QuickWay:
-    """What the quick way remembers, and `prepare` itself. Any thread."""
+    """What the quick way remembers, and the way itself (`made`). Any thread."""
 
     def __init__(self, stream: int, settings: Settings, rules: Rules, *, mapped: bool) -> None:
         self.stream = stream
@@ -175,10 +175,11 @@ class QuickWay:
 
         def way(record: LogRecord, checked: bool = False) -> bytes | bool | None:
             try:
-                if not checked and (handler.filters or record.process != pid or ident() in own_threads):
-                    return general(record)  # which comes back with `checked`
+                first = not checked and (handler.filters or record.process != pid or ident() in own_threads)
             except AttributeError:  # somebody took `process` away
-                return general(record)
+                first = True
+            if first:  # outside of `try`: an AttributeError of a filter is not ours
+                return general(record)  # which comes back with `checked`
             frame = None
             seq = 0
             try:
@@ -188,8 +189,8 @@ class QuickWay:
                     path_, level_, name_, func_, level_name_, site, size, plan = lines[record.lineno]
                 except KeyError:
                     path_, level_, name_, func_, level_name_, site, size, plan = NO_LINE
-                # `extra=` makes the dictionary of a record, and each look at an attribute then costs what six did
-                # before. So it is asked for last where there were no extras last time, and first where there were.
+                # `extra=` makes the dictionary of a record, and each look at an attribute then costs many times
+                # as much. So it is asked for last where there were no extras last time, and first where there were.
                 if plan is None:
                     text, args, created = record.msg, record.args, record.created
                     odd = record.exc_info or record.exc_text or record.stack_info

@@ -76,6 +76,20 @@ def test_filters_added_and_taken_away_count_from_the_next_record(made):
     assert [row["message"] for row in rows(handler)] == ["a", "c", "b"]
 
 
+def test_a_filter_that_raises_is_asked_once(made):
+    handler, asked = made(), []
+    handler.handle(make_record("a"))
+
+    def drop(record):
+        asked.append(record)
+        raise AttributeError
+
+    handler.addFilter(drop)
+    with pytest.raises(AttributeError):
+        handler.handle(make_record("b"))
+    assert len(asked) == 1
+
+
 def test_a_formatter_set_later_makes_the_next_message(made):
     handler = made()
     handler.handle(make_record("a"))
