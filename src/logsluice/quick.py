@@ -1,5 +1,6 @@
 """
-The quick way: an ordinary record from `handle` to the buffer in one function, with what a call site's last record was like at hand.
+The quick way: an ordinary record from `handle` to the buffer in one function. What a call site's last record was like
+is at hand.
 
 It gives up rather than guess; `Intake.whole` then makes the same frame for any record, byte for byte (but for the order
 of extras that come in another order than last time). Every line of `way` is paid by every record, so some are
