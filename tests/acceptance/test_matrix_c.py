@@ -334,6 +334,29 @@ def test_c_07_a_quiet_program(dsn, proxy, journal):
 FSYNCS = DIES.replace("order(f", "threading.Event().wait(float(sys.argv[2])); order(f")
 
 
+def calls_of(trace):
+    """What `strace -f` wrote, a call a line: it breaks one in two where another thread calls in between.
+
+    A call stands where it began, and one that strace made fail where it failed: only then does the program know.
+    """
+    lines, begun = [], {}
+    for line in trace.read_text().splitlines():
+        thread = line.split(None, 1)[0]
+        if line.endswith("<unfinished ...>"):
+            begun[thread] = len(lines)
+            lines.append(line.removesuffix("<unfinished ...>"))
+        elif " resumed>" in line:
+            at = begun.pop(thread)
+            call = lines[at] + line.split(" resumed>", 1)[1]
+            if "INJECTED" in call:
+                lines.append(call)
+            else:
+                lines[at] = call
+        else:
+            lines.append(line)
+    return lines
+
+
 @pytest.mark.parametrize("fsync", ["always", 0.05])
 def test_c_08_fsync_fails(fsync, dsn, proxy, journal, tmp_path):
     """fdatasync says EIO, once: what is on the disk may be anything, and asking again is no use."""
@@ -352,7 +375,7 @@ def test_c_08_fsync_fails(fsync, dsn, proxy, journal, tmp_path):
     )  # fmt: skip
     assert ran.returncode == 9, ran.stderr
     proxy.heal()
-    seen = [line for line in trace.read_text().splitlines() if str(journal) in line or "INJECTED" in line]
+    seen = [line for line in calls_of(trace) if str(journal) in line]
     (failed,) = [n for n, line in enumerate(seen) if "INJECTED" in line]
     poisoned = re.search(r"<([^>]+\.seg)>", seen[failed])[1]
     # Its place is taken by a whole new file: from then on the name is that one's.
