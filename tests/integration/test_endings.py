@@ -24,7 +24,10 @@ from support.situations import judge, stored_ids
 
 BEGIN = """
 import json, logging, logging.config, os, resource, signal, sys, threading, time
+import logsluice.buffer
 
+# A segment that gets full is sent at once. These hold all that a program logs, 0.4 MB at most: nothing but its end sends.
+logsluice.buffer.FIRST_SEGMENT = logsluice.buffer.LARGEST_SEGMENT
 DSN = os.environ["DSN"]
 IDS = os.open(os.environ["IDS"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
 GIVEN = json.loads(os.environ.get("LOGSLUICE_TEST_OPTIONS", "{}"))  # of a handler: tests/acceptance/test_lifecycle_journal.py
@@ -174,6 +177,7 @@ def test_an_exit_waits_for_a_slow_server(dsn, tmp_path):
         tmp_path,
         """
 from logsluice import lifecycle
+logsluice.buffer.FIRST_SEGMENT = 65536      # several wait, the first of them for the lock
 locked = Locked()
 orders(0, 2000)
 locked.release_after(lifecycle.exiting, 0.5)
