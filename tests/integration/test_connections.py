@@ -87,7 +87,9 @@ def test_eight_threads_four_connections_every_record_once(dsn, small, options):
 
 
 def test_a_trickle_has_one_connection(proxy, dsn):
-    with Shop(proxy.dsn, read=dsn, **MANY) as shop:
+    # Sent by `flush` alone: a sweep that a busy machine makes slower than `linger`, and that five more come into, is a
+    # reason to give the turn away.
+    with Shop(proxy.dsn, read=dsn, linger=LIMIT, **MANY) as shop:
         for _ in range(40):
             shop.log(5)
             assert shop.flush()
@@ -96,17 +98,18 @@ def test_a_trickle_has_one_connection(proxy, dsn):
         assert [listener.started for _, listener in shop.handler._pairs] == [True, False, False, False]
 
 
-def test_idle_connections_are_closed(dsn, small):
-    with Shop(dsn, idle_close=0.3, **MANY) as shop:
+def test_idle_connections_are_closed(proxy, dsn, small):
+    with Shop(proxy.dsn, read=dsn, idle_close=0.3, **MANY) as shop:
         shop.log(8000, payload=PAYLOAD)
         assert shop.flush()
         assert sum(map(bool, stored_by(shop))) > 1
         routes = shop.handler._routes()
         assert until(lambda: not any(route.sink.connected for route in routes), LIMIT)
+        before = proxy.connections
         shop.log()
         assert shop.flush()
+        assert proxy.connections == before + 1  # those that were made: it may be closed again by now
         shop.check()
-        assert sum(route.sink.connected for route in routes) == 1
 
 
 def test_one_connection_that_hangs_does_not_hold_up_the_others(proxy, dsn, small):
@@ -282,7 +285,7 @@ def test_close_in_an_outage_has_one_deadline(proxy, dsn):
         shop.handler.close()
         listeners = [listener for _, listener in shop.handler._pairs]
         assert len({listener.deadline() for listener in listeners}) == 1
-        assert all(listener.done.is_set() for listener in listeners)
+        assert until(lambda: all(listener.done.is_set() for listener in listeners), LIMIT)  # `close` waits 0.5 s longer
         stats = shop.law()
         assert (stats.abandoned_by, stats.waiting) == ({"exit": 400}, 0)
         shop.log(3, key="a")
@@ -290,7 +293,7 @@ def test_close_in_an_outage_has_one_deadline(proxy, dsn):
 
 
 END = """
-configure(connections=4, shutdown_timeout=1, **json.loads(os.environ["MORE"]))
+configure(connections=4, **json.loads(os.environ["MORE"]))
 for n in range(400):
     log.info("order", extra={"id": f"a-{n}", "key": str(n % 40)})
     wrote(f"a-{n}")
@@ -305,7 +308,7 @@ def test_exit_sends_what_waits_in_all_of_them(dsn, tmp_path):
 
 def test_exit_in_an_outage_is_over_after_one_timeout(proxy, dsn, tmp_path):
     proxy.refuse()
-    ran = run(proxy.dsn, tmp_path, END, MORE=json.dumps({"shard_by": "extra.key"}))
+    ran = run(proxy.dsn, tmp_path, END, MORE=json.dumps({"shard_by": "extra.key", "shutdown_timeout": 1}))
     assert ran.seconds < 20  # a net: one second for all of them
     assert not stored_ids(dsn)
     assert ran.program.stderr.count("are lost") >= 1
@@ -409,6 +412,7 @@ def test_what_is_left_at_the_end_stays_in_the_journal_of_all(proxy, dsn, tmp_pat
             shop.log(50, key=key_of(shard))
         shop.handler._settings.__dict__["shutdown_timeout"] = 0.2
         shop.handler.close()
+        assert until(lambda: all(listener.done.is_set() for _, listener in shop.handler._pairs), LIMIT)
         stats = shop.law()
         assert (stats.abandoned_by, stats.waiting) == ({"journal": 200}, 0)
     assert len(streams(journal)) == 4
@@ -426,6 +430,8 @@ def test_a_full_folder_opens_again_for_one_that_has_nothing_to_send(proxy, dsn, 
         shop.log(1, key=key_of(1))
         assert shop.flush()
         quiet = shop.handler._pairs[1][0].buffer
+        # Asleep: `flush` returns before the sweep is over, and its end would open the buffer again at once.
+        assert until(lambda: shop.handler._pairs[1][1].keeper.idle, LIMIT)
         quiet._full, quiet.full_reason = True, "journal_full"
         quiet._aim()
         shop.log(1, key=key_of(1))
