@@ -450,16 +450,6 @@ class Listener(logging.handlers.QueueListener):
         since = route.waiting_since()
         markers = route.markers(batch)
         rows = batch.rows
-        totals = route.ledger.totals
-        route.ledger.totals = totals._replace(
-            stored=totals.stored + rows - dead - markers,
-            dead=totals.dead + dead,
-            markers=totals.markers + markers,
-            batches=totals.batches + 1,
-            last_stored_at=time.time(),
-        )
-        self._idle_since = now
-        self._settle(route, batch)  # after the totals: it tells `flush`, whose caller may ask `stats` at once
         if rows > dead:
             route.streak = 0
         route.retries = 0
@@ -475,6 +465,18 @@ class Listener(logging.handlers.QueueListener):
         figures = {"at": time.time(), "route": route.name, "records": rows, "dead": dead, "bytes": len(batch.data),
                    "seconds": round(seconds, 6)}  # fmt: skip
         route.ledger.recent_stored.append(figures)
+        self._idle_since = now
+        totals = route.ledger.totals
+        route.ledger.totals = totals._replace(
+            stored=totals.stored + rows - dead - markers,
+            dead=totals.dead + dead,
+            markers=totals.markers + markers,
+            batches=totals.batches + 1,
+            last_stored_at=time.time(),
+        )
+        # After all figures: it tells `flush`, whose caller may ask `stats` at once. Right after the totals: what is
+        # thrown into this thread in between has the batch sent again, and counted twice.
+        self._settle(route, batch)
         self.notices.stored(route, figures, route.ledger.totals.batches, now)
 
     def _settle(self, route: Route, batch: Batch) -> None:
