@@ -21,7 +21,8 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from support.howto import Page, Service, free_port, rows
+from logsluice.devserver import free_port
+from support.howto import Page, Service, rows
 from support.processes import ended, until
 from support.situations import judge, stored_ids
 

@@ -11,7 +11,6 @@ import os
 import re
 import shlex
 import signal
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -55,13 +54,6 @@ def _given(text):
     """Add the options of LOGSLUICE_TEST_OPTIONS to the page's handler: tests/acceptance/test_lifecycle_journal.py."""
     options = os.environ.get("LOGSLUICE_TEST_OPTIONS", "{}")[1:-1]  # one page's dict is JSON, the others are Python
     return text.replace('"service": "shop"', f'"service": "shop", {options}') if options else text
-
-
-def free_port():
-    """Return a port of loopback that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def environment(**env):
