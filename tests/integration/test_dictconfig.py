@@ -275,7 +275,7 @@ say(took=took, result=str(result), waiting=waiting)
 """,
     )
     figures = json.loads(program.stdout)
-    assert figures["took"] < 1
+    assert figures["took"] < 5  # seconds, of shutdown_timeout 20
     assert figures["result"] == {"flush": "False", "close": "None"}[call]
     assert figures["waiting"] == 100  # the fault was there
     assert numbers(dsn) == list(range(200))  # at exit everything arrived

@@ -200,7 +200,7 @@ def test_a_server_that_does_not_answer_does_not_keep_the_program_from_ending(dsn
         shop.handler.close()
         took = time.monotonic() - began
         print(f"close() with a silent server: {took:.2f} s of shutdown_timeout 0.3")
-        assert took < 3
+        assert took < 10  # seconds: 0.3 and 0.5; io_timeout is three times as long
         assert proxy.swallowed > 0
         assert shop.listener.done.wait(LIMIT)
         stats = shop.law()

@@ -482,12 +482,12 @@ sys.path[:] = %r
 try:
     import logging, threading
     import logsluice
-    handler = logsluice.PostgresHandler(dsn=os.environ["DSN"], linger=0.01, shutdown_timeout=5)
+    handler = logsluice.PostgresHandler(dsn=os.environ["DSN"], linger=0.01, shutdown_timeout=20)
     logging.getLogger().addHandler(handler)
     for n in range(10):
         logging.warning("inside", extra={"id": "inside-%%d" %% n})
         os.write(%d, b"inside-%%d\\\\n" %% n)
-    flushed = handler.flush(3)
+    flushed = handler.flush(20)
     handler.close()
     text = "flushed %%s, %%s" %% (flushed, handler.stats().stored)
 except BaseException as error:

@@ -224,11 +224,11 @@ def test_who_asks_for_encryption_is_answered(proxy, table):
 
 def test_a_program_that_hangs_ends_with_its_tracebacks(tmp_path):
     program = run_program(
-        "import threading\ndef stuck_here():\n    threading.Event().wait()\nstuck_here()\n", timeout=1
+        "import threading\ndef stuck_here():\n    threading.Event().wait()\nstuck_here()\n", timeout=3
     )
     assert program.returncode == -signal.SIGABRT
     assert "in stuck_here" in program.stderr
-    assert 1 <= program.seconds < 5
+    assert 3 <= program.seconds < 30
 
 
 def test_a_program_runs_apart_with_its_environment(tmp_path):
