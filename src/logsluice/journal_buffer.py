@@ -454,13 +454,13 @@ class JournalBuffer(Buffer):
         segment.final = min(segment.size, size)  # before all else: each append and look until here may be the last
         self._leave_behind(segment)
         segment.let_go()
-        self.truncated += 1
         self.harmed = True
         self._diagnostics.say(
             "journal-truncated",
             f"somebody truncated a file of the journal {self.folder.path} to {size} bytes: what stood behind is lost",
             every=0,
         )
+        self.truncated += 1  # last: who waits for the count and ends the process has the line on stderr
 
     def _leave_behind(self, segment: JournalSegment) -> None:
         segment.seal()
