@@ -484,6 +484,19 @@ def test_the_last_lines_fit_their_room(length):
     assert trailer(data) == trailer(memoryview(data))
 
 
+@pytest.mark.parametrize("length", [0, 1, 5 * 1024, 5 * 1024 + 1, 64 * 1024 - 1, 64 * 1024])
+def test_a_checksum_in_pieces_is_zlibs(length):
+    block = random.Random(length).randbytes(length)
+    assert journal.checksum(block) == journal.checksum(memoryview(block)) == zlib.crc32(block)
+
+
+def test_a_trailer_rests_after_each_mebibyte():
+    rests = []
+    data = bytes(2 * 1024 * 1024 + 1)
+    assert trailer(data, rest=lambda: rests.append(True)) == trailer(data)
+    assert len(rests) == 2
+
+
 def test_the_room_is_enough_for_the_largest_numbers():
     """`end` has as many digits as the largest segment that a position can name."""
     text = f"{journal.SEALED} {journal.VERSION} end={2**32 - 1} crc="

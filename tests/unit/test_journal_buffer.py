@@ -305,6 +305,18 @@ def test_a_program_that_never_filled_a_segment_has_no_spare(path, make):
     assert numbers(path) == [0]
 
 
+def test_what_is_read_back_is_not_searched_for_markers_where_there_are_none(make):
+    one = make(mapped=False)
+    fill(one, 3)
+    one.tend()
+    one.settle(one.take(MIB))
+    batch = one.take(MIB)
+    assert one._image is not None
+    assert not batch.marked
+    one.own_rows = 1
+    assert one.take(MIB).marked
+
+
 def test_the_next_segment_is_made_ahead_and_taken_without_the_disk(path, disk, make):
     one = make()
     fill(one, 1)
