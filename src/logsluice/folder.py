@@ -35,6 +35,7 @@ QUARANTINE = "quarantine"
 OWNER = "owner"
 LOCK = "lock"
 CHECK = 64 * 1024  # bytes of the file that is made and removed to see whether it can be
+_ZEROS = bytes(CHECK)
 POLL = 0.001  # seconds between tries for the flock: it is held for about 0.2 ms
 
 # Where a preallocated file's pages can always be written: no copy on write, no server in between. statfs names are in
@@ -277,6 +278,10 @@ class Folder:
             parts.append(part)
             at += len(part)
         return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def fill(self, descriptor: int, size: int) -> None:
+        """Have pages made for a new file's first bytes by writing zeros, in one call: it gives up the GIL once."""
+        os.pwritev(descriptor, [_ZEROS] * (size // CHECK), 0)  # written in part it is as good: they are there already
 
     def write(self, descriptor: int, data: bytes, at: int) -> None:
         """Write all bytes at an offset."""

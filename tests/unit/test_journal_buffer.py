@@ -24,7 +24,7 @@ from logsluice.adoption import Adopter
 from logsluice.buffer import position
 from logsluice.diagnostics import Diagnostics
 from logsluice.folder import Folder, boot_id
-from logsluice.journal import Header, UnreadableError, file_size, read_image
+from logsluice.journal import Header, UnreadableError, file_size, read_header, read_image
 from logsluice.journal_buffer import AGAIN, LINGERS, STALE, TRIES, JournalBuffer
 
 MIB = 1024 * 1024
@@ -75,6 +75,7 @@ class Disk(Folder):
     def __init__(self, path):
         super().__init__(str(path))
         self.refuses, self.calls, self.most = {}, {}, 0
+        self.others = 0  # bytes that other processes hold in it
         self.synced = []  # (device's number of the file, whether it succeeded)
 
     def _called(self, name):
@@ -85,8 +86,16 @@ class Disk(Folder):
     def make(self, name, size):
         self._called("make")
         made = super().make(name, size)
-        self.most = max(self.most, self.used())  # here it is largest, and nobody else can make one now
+        self.most = max(self.most, super().used())  # here it is largest, and nobody else can make one now
         return made
+
+    def used(self):
+        self._called("used")
+        return super().used() + self.others
+
+    def fill(self, descriptor, size):
+        self._called("fill")
+        super().fill(descriptor, size)
 
     def map(self, descriptor, size):
         self._called("map")
@@ -303,6 +312,68 @@ def test_a_program_that_never_filled_a_segment_has_no_spare(path, make):
     log(one, b"a\n")
     one.tend()
     assert numbers(path) == [0]
+
+
+def test_the_second_segment_is_asked_for_when_the_first_is_filled_to_a_quarter(path, disk, make):
+    asked = []
+    one = make(hurry=lambda: asked.append(True))
+    log(one, b"x" * (one._live().size // 8) + b"\n")
+    one.settle(one.take(MIB))
+    assert not asked
+    log(one, b"x" * (one._live().size // 8) + b"\n")
+    one.settle(one.take(MIB))
+    assert asked
+    one.tend()
+    assert numbers(path) == [0, 1]
+    disk.calls.clear()
+    fill(one, 1)
+    assert not disk.calls
+
+
+def test_a_call_that_takes_a_spare_looks_at_the_folder_only_near_its_limit(disk, make):
+    total = file_size(SEGMENT)
+    one = make(journal_bytes=10 * total)  # eight are open to all
+    fill(one, 4)
+    one.tend()
+    disk.calls.clear()
+    fill(one, 1)
+    assert not disk.calls
+    one.tend()
+    disk.others = 4 * total
+    one._used = one.capacity_bytes  # what the keeper saw last
+    while log(one, b"x" * 300 + b"\n"):
+        pass
+    assert disk.calls["used"]
+    assert one.dropped() == {("journal_full", logging.INFO): 1}
+    disk.others = 0
+    one.relieve()
+    fill(one, 1)
+
+
+@pytest.mark.parametrize("fsync", ["never", "always"])
+def test_a_spare_is_a_whole_segment_however_its_pages_were_made(path, disk, make, fsync):
+    one = make(fsync=fsync)
+    fill(one, 1)
+    disk.calls.clear()
+    one.tend()
+    assert disk.calls.get("fill", 0) == (fsync == "never")  # else its zeros would be written to the device as well
+    (spare,) = one._spares
+    data = (path / spare.file).read_bytes()
+    found, start = read_header(data)
+    assert (found.segment, found.size, start) == (spare.number, spare.size, spare.start)
+    assert data[start:] == bytes(file_size(spare.size) - start)
+    assert spare.map[:] == data[: spare.size]
+
+
+def test_a_disk_that_refuses_a_spares_pages_is_a_disk_that_refuses(path, disk, make):
+    one = make()
+    frames = fill(one, 1)
+    disk.refuses["fill"] = errno.EIO
+    one.tend()
+    assert one.trouble
+    assert numbers(path) == [0, 1]
+    frames += fill(one, 1)
+    assert drain(one)[: len(frames)] == frames
 
 
 def test_what_is_read_back_is_not_searched_for_markers_where_there_are_none(make):
