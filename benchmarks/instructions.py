@@ -1,15 +1,17 @@
 """
 How many instructions does one logging call take?
 
-    python benchmarks/instructions.py [--records 500] [--json FILE] [--check FILE]
+    python benchmarks/instructions.py [--records 500] [--json FILE] [--check FILE] [--functions FILE]
 
 Callgrind counts them (Debian's package `valgrind`), with PYTHONHASHSEED=0 and no listener, so that nothing but the call
 is counted. The counts of one build of Python repeat within a few in a thousand on any machine, however busy: what a
 shared machine can hold a change to. They are not time: the kernel's part of an append, the first touch of each page, is
 not in them.
 
-`--check FILE` fails if a ratio has grown by more than ROOM since the run in FILE. Another build of Python is not
-compared: they differ too much.
+`--json FILE` keeps the result in FILE, one entry for each minor version of Python. `--check FILE` fails if a ratio has
+grown by more than ROOM since the run that is the running Python's entry there. Another build of it is not compared: they
+differ too much. `--functions FILE` writes which C functions the instructions of each case are in, without what they
+call; PYTHONPATH=OTHER/src counts another checkout.
 """
 
 from __future__ import annotations
@@ -18,9 +20,11 @@ import argparse
 import json
 import logging
 import os
+import platform
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from pathlib import Path
 
 from tables import number
@@ -30,6 +34,9 @@ ROOM = 1.03  # a ratio that grows by more is another string made, another call; 
 WARM_UP = 500  # calls, so that caches are filled and the interpreter has specialised its code
 LIMIT = 600  # seconds
 NULL, QUEUE, OURS = "NullHandler", "QueueHandler", "logsluice"
+MINOR = f"{sys.version_info[0]}.{sys.version_info[1]}"
+DIGITS = frozenset("0123456789+-*")  # what a line of costs begins with: a line of source, or its distance
+TOP = 40  # C functions named of a case: the others have less than 0.3 % of its instructions each
 
 
 def count_here(records):
@@ -59,7 +66,7 @@ def count_here(records):
 
 
 def counted(records):
-    """{kind: {contestant: instructions a call}}."""
+    """{kind: {contestant: {C function: instructions a call}}}."""
     with tempfile.TemporaryDirectory() as folder:
         command = [
             "valgrind", "--tool=callgrind", f"--callgrind-out-file={folder}/out", "--dump-before=getppid",
@@ -76,15 +83,62 @@ def counted(records):
         if ran.returncode:
             raise SystemExit(f"{ran.stdout}{ran.stderr}\ncallgrind failed: is valgrind installed?")
         dumps = sorted(Path(folder).glob("out.*"), key=lambda path: int(path.suffix[1:]))
-        blocks = [int(path.read_text().split("totals: ")[1].split()[0]) for path in dumps][1::2]
+        blocks = [by_function(path.read_text()) for path in dumps[1::2]]
     import call_overhead  # noqa: PLC0415 - its names alone
 
     names = [(kind, name) for kind in call_overhead.KINDS for name in (NULL, QUEUE, OURS)]
     assert len(blocks) == len(names), (len(blocks), len(names))
     found = {}
-    for (kind, name), instructions in zip(names, blocks, strict=True):
-        found.setdefault(kind, {})[name] = instructions / records
+    for (kind, name), block in zip(names, blocks, strict=True):
+        found.setdefault(kind, {})[name] = {function: count / records for function, count in block.items()}
     return found
+
+
+def by_function(dump):
+    """{C function: instructions in itself} of one file of callgrind's."""
+    found, names, function, called = Counter(), {}, "", False
+    for line in dump.splitlines():
+        if line.startswith(("fn=", "cfn=")):  # a name is written once, and then its number
+            number_, _, name = line.partition("=")[2].partition(" ")
+            if name:
+                names[number_] = name.partition("'")[0]  # f'2 is f, called within f
+            if line.startswith("fn="):
+                function = names[number_]
+        elif line.startswith("calls="):
+            called = True  # the next line is what the called function took, with all that it called
+        elif line[:1] in DIGITS:
+            if not called:
+                found[function] += int(line.split()[1])
+            called = False
+    total = int(dump.split("totals: ")[1].split()[0])
+    assert found.total() == total, (found.total(), total)
+    return found
+
+
+def totals(found):
+    """{kind: {contestant: instructions a call}}."""
+    return {kind: {name: sum(one.values()) for name, one in ones.items()} for kind, ones in found.items()}
+
+
+def profile(found):
+    """What `--functions` writes: the other handlers by their plain call, ours by each kind of call."""
+    import logsluice  # noqa: PLC0415 - where its source is
+
+    commit = subprocess.run(
+        ["git", "-C", Path(logsluice.__file__).parent, "rev-parse", "--short", "HEAD"],
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout.strip()
+    cases = {"null": found["plain"][NULL], "queue": found["plain"][QUEUE]}
+    cases.update({kind: ones[OURS] for kind, ones in found.items()})
+    written = {}
+    for case, counts in cases.items():
+        ranks = sorted(counts.items(), key=lambda item: -item[1])
+        functions = [[name, round(count)] for name, count in ranks[:TOP]]
+        functions.append(["others", round(sum(count for _, count in ranks[TOP:]))])
+        written[case] = {"total": round(sum(counts.values())), "functions": functions}
+    return {"python": platform.python_version(), "commit": commit, "cases": written}
 
 
 def added(found):
@@ -97,23 +151,33 @@ def main():
     parser.add_argument("--records", type=int, default=500)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--check", type=Path)
+    parser.add_argument("--functions", type=Path)
     parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.here:
         return count_here(args.records)
-    found = counted(args.records)
+    functions = counted(args.records)
+    found = totals(functions)
     ratios = added(found)
     for kind, one in found.items():
         counts = "".join(f"{name:>14} {number(value)}" for name, value in one.items())
         print(f"{kind:12}{counts}   added, of what QueueHandler adds: {ratios[kind]:.3f}")
     if args.json:
-        result = {"build": sys.version, "instructions_a_call": found, "added": ratios}
-        args.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        kept = json.loads(args.json.read_text(encoding="utf-8")) if args.json.exists() else {}
+        kept[MINOR] = {"build": sys.version, "instructions_a_call": found, "added": ratios}
+        kept = dict(sorted(kept.items(), key=lambda item: int(item[0].split(".")[1])))
+        args.json.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
+    if args.functions:
+        args.functions.write_text(json.dumps(profile(functions), indent=1) + "\n", encoding="utf-8")
     return judged(ratios, json.loads(args.check.read_text(encoding="utf-8"))) if args.check else 0
 
 
-def judged(ratios, before):
+def judged(ratios, kept):
     """The exit status: 1 if a ratio has grown."""
+    before = kept.get(MINOR)
+    if before is None:
+        print(f"not compared: nothing was counted with Python {MINOR}, only with {', '.join(kept)}")
+        return 0
     if before["build"] != sys.version:
         print(f"not compared: counted with another build of Python ({before['build']})")
         return 0
