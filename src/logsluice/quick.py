@@ -175,13 +175,13 @@ class QuickWay:
             pid, own_threads, ident = os.getpid(), OWN_THREADS, get_ident
 
         def way(record: LogRecord, checked: bool = False) -> bytes | bool | None:
-            try:
-                first = not checked and (handler.filters or record.process != pid or ident() in own_threads)
-            except AttributeError:  # somebody took `process` away
-                first = True
-            if first:  # outside of `try`: an AttributeError of a filter is not ours
-                return general(record)  # which comes back with `checked`
-            frame = None
+            if not checked:
+                try:
+                    first = handler.filters or record.process != pid or ident() in own_threads
+                except AttributeError:  # somebody took `process` away
+                    first = True
+                if first:  # outside of `try`: an AttributeError of a filter is not ours
+                    return general(record)  # which comes back with `checked`
             seq = 0
             try:
                 if not self.open:
@@ -199,7 +199,9 @@ class QuickWay:
                     func, level_name, thread = record.funcName, record.levelname, record.threadName
                     process = record.processName
                     # Each raises if somebody took it away: an extra in its place would go unseen.
-                    record.filename, record.module, record.msecs, record.relativeCreated, record.thread  # noqa: B018
+                    # By threes, for which Python makes no tuple.
+                    _, _, _ = record.filename, record.module, record.msecs
+                    _, _ = record.relativeCreated, record.thread
                     d = record.__dict__
                 else:
                     d = record.__dict__
@@ -292,7 +294,7 @@ class QuickWay:
                     frame = whole(record, seq)
                     if frame is None:
                         return own()
-                level = record.levelno
+                    level = record.levelno
                 try:
                     (buffer.append if level >= keep_level else buffer.append_low)(frame)
                 except (ValueError, TypeError):  # a full segment, or a level that cannot be compared
