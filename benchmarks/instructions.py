@@ -32,7 +32,7 @@ from tables import number
 
 HERE = Path(__file__).parent
 ROOM = 1.03  # a ratio that grows by more is another string made, another call; runs differ by 0.3 %
-WARM_UP = 500  # calls, so that caches are filled and the interpreter has specialised its code
+WARM_UP = 1500  # calls, so that caches are filled and the code is specialised: Python 3.10 begins after 1,024
 LIMIT = 600  # seconds
 NULL, QUEUE, OURS = "NullHandler", "QueueHandler", "logsluice"
 MINOR = f"{sys.version_info[0]}.{sys.version_info[1]}"
