@@ -9,9 +9,9 @@ shared machine can hold a change to. They are not time: the kernel's part of an 
 not in them.
 
 `--json FILE` keeps the result in FILE, one entry for each minor version of Python. `--check FILE` fails if a ratio has
-grown by more than ROOM since the run that is the running Python's entry there. Another build of it is not compared: they
-differ too much. `--functions FILE` writes which C functions the instructions of each case are in, without what they
-call; PYTHONPATH=OTHER/src counts another checkout.
+grown by more than ROOM since the run that is the running Python's entry there. Another build of it is not compared:
+they differ too much. `--functions FILE` writes which C functions the instructions of each case are in, without what
+they call; PYTHONPATH=OTHER/src counts another checkout.
 """
 
 from __future__ import annotations

@@ -141,16 +141,16 @@ def added(rounds, name):
 def instructions(found):
     lines = [
         [
+            version,
             kind,
             *(f"{one[who]:,.0f}" for who in ("NullHandler", "QueueHandler", "logsluice")),
             number(run["added"][kind]),
         ]
-        for run in found.runs("instructions")[:1]
+        for version, run in found.runs("instructions")[0].items()
         for kind, one in run["instructions_a_call"].items()
     ]
-    return table(
-        ["instructions of a call", "NullHandler", "QueueHandler", "logsluice", "added, of QueueHandler's"], lines
-    )
+    heads = ["Python", "instructions of a call", "NullHandler", "QueueHandler", "logsluice", "added, of QueueHandler's"]
+    return table(heads, lines)
 
 
 def stall(found):

@@ -14,7 +14,7 @@ import statistics
 import matplotlib as mpl
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullLocator
-from report_results import BOUNDS, GROUPS, TAILS, curves, grouped, middle, profiles
+from report_results import BOUNDS, GROUPS, TAILS, USUAL, curves, grouped, middle, profiles
 from tables import number
 
 MIB = 1 << 20
@@ -118,7 +118,7 @@ def call(found):
         axes.barh(at, statistics.median(several), height=0.55, color=SKY)
         axes.plot(several, [at] * len(several), ".", color=BLUE, markersize=5, label=None if at else "a round")
         mark(axes, bound, at, None if at else "goal: not above")
-    counts = [(kind, ratio) for run in found.runs("instructions")[:1] for kind, ratio in run["added"].items()]
+    counts = [(kind, ratio) for run in found.runs("instructions")[:1] for kind, ratio in run[USUAL]["added"].items()]
     for n, (kind, ratio) in enumerate(counts):
         axes.plot(ratio, list(lines).index(kind), "D", color=RED, markersize=5, label=None if n else "by instructions")
     listed(axes, list(lines))
