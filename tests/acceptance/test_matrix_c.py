@@ -40,6 +40,7 @@ from support.journals import (
     inherit,
     lost_and_twice,
     mounted,
+    only_segment,
     remount,
     returned,
     segments,
@@ -112,7 +113,7 @@ def judge_shop(row, shop, *, note, recovery=None, dropped=0):
 
 def zeroed_page(journal):
     """The third page of the only segment never reached the disk: the ids of the rows that it held a part of."""
-    (file,) = segments(journal)
+    file = only_segment(journal)
     before = ids_of(file)
     spoil(file, 3 * 4096, bytes(4096))
     after = set(ids_of_another_boot(file))
@@ -203,7 +204,7 @@ def test_a_file_truncated_by_somebody(when, dsn, proxy, journal, tmp_path):
 def test_c_05_torn_tail(tear, dsn, proxy, journal, tmp_path):
     """The last frame is only half there."""
     leave_behind(proxy, tmp_path, journal, 20)
-    (file,) = segments(journal)
+    file = only_segment(journal)
     image = image_of(file)
     if tear == "zeros":
         spoil(file, image.end - 500, bytes(500))
@@ -831,7 +832,7 @@ def test_c_18_another_format(version, dsn, proxy, journal, tmp_path, capfd):
 
 def multiply(journal, files, rows):
     """Make a backlog of so many sealed segments of one stream out of a real one; its records."""
-    (file,) = segments(journal)
+    file = only_segment(journal)
     image = image_of(file)
     frame = image.data[image.start : image.end].splitlines(keepends=True)[0]
     name = ids_in(frame)[0]

@@ -15,7 +15,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from logsluice.cli import main
 from logsluice.journal import BLOCK, Header, file_size, trailer
-from support.journals import NOWHERE, image_of, inherit, lost_and_twice, segments, streams
+from support.journals import NOWHERE, image_of, inherit, lost_and_twice, only_segment, segments, streams
 from support.left import files_of, leave, reboot, tear
 from support.processes import until
 from support.shop import Shop
@@ -401,7 +401,7 @@ def test_a_stream_without_any_readable_segment(dsn, tmp_path, journal, logsluice
 
 def test_a_truncated_file(dsn, tmp_path, journal, logsluice):
     leave(dsn, tmp_path, journal, count=500)
-    (file,) = segments(journal)
+    file = only_segment(journal)
     os.truncate(file, 50_000)
     stream = only(shown(logsluice, journal))
     assert stream["truncated"] == 1

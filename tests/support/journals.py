@@ -79,6 +79,12 @@ def segments(journal):
     return sorted(Path(journal).glob("*/*.seg"))
 
 
+def only_segment(journal):
+    """The one segment that holds rows; the next one may be ready, and holds none."""
+    (file,) = (one for one in segments(journal) if one.read_bytes().count(b"\n") > 1)
+    return file
+
+
 def image_of(file, boot=None):
     """What a segment's file holds; `boot`: of this machine's run, None: that of the file."""
     data = Path(file).read_bytes()
