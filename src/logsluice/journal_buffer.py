@@ -56,7 +56,7 @@ TRIES = 3  # of reading a segment, before it is moved to the quarantine
 class JournalSegment(Segment):
     """A segment whose map is a file's, or, while the disk refuses, memory with the same bytes."""
 
-    __slots__ = ("descriptor", "distrusted", "file", "final", "folder", "quick", "rows", "tries")
+    __slots__ = ("descriptor", "distrusted", "file", "final", "folder", "quick", "rests", "rows", "tries")
 
     def __init__(
         self,
@@ -82,6 +82,9 @@ class JournalSegment(Segment):
         self.rows = 0  # records in it, counted then
         self.tries = 0  # failed reads
         self.quick = False  # it came soon after the one before: the next one should be larger
+        self.rests = (
+            not file
+        )  # its pages were given back, or it has none but those: what is in memory alone stays there
 
     @property
     def sealed(self) -> bool:
@@ -91,6 +94,16 @@ class JournalSegment(Segment):
     def end(self, after: int) -> tuple[int, bool]:
         """Return where the data ends, and whether that is final."""
         return (self.final, True) if self.final >= 0 else super().end(after)
+
+    def rest(self) -> None:
+        """Give the pages of a sealed segment back: the kernel has them, of a file, and they come again when read."""
+        if not self.rests:
+            try:
+                if self.sealed:
+                    self.map.madvise(mmap.MADV_DONTNEED)
+                    self.rests = True
+            except ValueError:
+                pass  # unmapped meanwhile
 
     def let_go(self) -> None:
         """Unmap and close, and leave the file where it is."""
@@ -550,6 +563,17 @@ class JournalBuffer(Buffer):
             segment.distrusted = False  # not before its name is on the device
         self.trouble = None
 
+    def _breathe(self) -> None:
+        """
+        Between two pieces of work let others have the GIL, and give back the pages of what was sealed since.
+
+        A program that logs 150 MB a second seals segments faster than they get their checksums and are unmapped: in an
+        outage 170 MiB of 256 were in its memory.
+        """
+        for segment in list(self._journal_chain())[1:-1]:
+            segment.rest()
+        Done().wait(BREATH)
+
     def _finish_what_waits(self) -> None:
         chain = list(self._journal_chain())
         now = time.monotonic()
@@ -572,7 +596,7 @@ class JournalBuffer(Buffer):
             if not segment.sealed:
                 return
             end = segment.end(segment.start)[0]
-            last = trailer(segment.map, end, rest=_breathe)  # outside of the lock: the listener would wait for it
+            last = trailer(segment.map, end, rest=self._breathe)  # outside of the lock: the listener would wait for it
             rows = self._rows_between(segment, segment.start, end)
         except ValueError:
             return  # settled and unmapped meanwhile
@@ -596,7 +620,7 @@ class JournalBuffer(Buffer):
             block = segment.map[at : min(at + BLOCK, end)]
             rows += block.count(b"\n")
             if (at - begin) % PIECE == PIECE - BLOCK:
-                _breathe()
+                self._breathe()
             if self.own_rows and not self.header.mapped:
                 rows -= (before + block).count(b"\n-")  # markers of our own
             before = block[-1:]
@@ -744,10 +768,6 @@ class JournalBuffer(Buffer):
         if self._owner >= 0:
             self.folder.close_file(self._owner)
             self._owner = -1
-
-
-def _breathe() -> None:
-    Done().wait(BREATH)
 
 
 def read_segment(folder: Folder, file: str, number: int, boot: str) -> Image:

@@ -9,6 +9,7 @@ import contextlib
 import errno
 import logging
 import os
+import re
 import shutil
 import signal
 import sys
@@ -1343,3 +1344,40 @@ def test_more_than_one_look_adopts_nobody_twice(path, disk):
     assert Adopter(Folder(str(path)), header(), set(), Said()).look(set()) == []
     assert adopter.look({found[0].name}) == []
     found[0].discard()
+
+
+def resident(folder):
+    """{name of a segment's file: KiB of it in this process's memory}, as Linux counts."""
+    found, name = {}, None
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if match := re.search(rf"{re.escape(str(folder))}\S*/([0-9a-f-]+\.seg)", line):
+            name = match[1]
+        elif line.startswith("Rss:") and name is not None:
+            found[name], name = int(line.split()[1]), None
+    return found
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="Linux's account of memory")
+def test_segments_that_wait_for_their_checksums_are_not_in_memory(make, disk):
+    """The keeper is slower than a program that logs as fast as it can: what is sealed gives its pages back before."""
+    one = make()
+    frames = fill(one, 6)
+    assert sum(kib > 0 for kib in resident(disk.path).values()) == 7
+    one._breathe()
+    held = [kib > 0 for _, kib in sorted(resident(disk.path).items())]
+    assert held == [True, *[False] * 5, True]  # the oldest is being read, the last is written to
+    assert drain(one) == frames
+    law(one, len(frames))
+
+
+def test_what_is_in_memory_alone_keeps_its_pages(make, disk):
+    """A disk that refuses: these pages are nowhere else, and to give them back would be to forget them."""
+    one = make()
+    disk.refuses["make"] = errno.ENOSPC
+    frames = fill(one, 3)
+    one._breathe()
+    del disk.refuses["make"]
+    one._write_down_all()  # now they have files, but their maps are still the old ones
+    one._breathe()
+    assert drain(one) == frames
+    law(one, len(frames))
