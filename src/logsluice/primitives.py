@@ -9,6 +9,7 @@ right: the listener is a thread of the operating system, and no logging call wai
 from __future__ import annotations
 
 import importlib
+import signal
 import sys
 import threading
 from typing import TYPE_CHECKING, Any
@@ -65,13 +66,36 @@ class Done:
         return self._set
 
 
+# What is about one thread's own instructions must reach it; a program's other signals are for its main thread.
+_OWN_FAULTS = {"SIGSEGV", "SIGBUS", "SIGFPE", "SIGILL", "SIGABRT", "SIGTRAP", "SIGSYS"}
+
+
 def start_thread(target: Callable[[], None], name: str) -> None:
     """Start a daemon thread of the operating system. Raises RuntimeError if the interpreter will not."""
+
+    def run() -> None:
+        _block_signals()
+        target()
+
     monkey = sys.modules.get("gevent.monkey")
     if monkey is not None and monkey.is_module_patched("threading"):
-        _original("start_new_thread")(target, ())  # `threading.Thread` would make a greenlet
+        _original("start_new_thread")(run, ())  # `threading.Thread` would make a greenlet
     else:
-        threading.Thread(target=target, name=name, daemon=True).start()
+        threading.Thread(target=run, name=name, daemon=True).start()
+
+
+def _block_signals() -> None:
+    """
+    Have the program's signals go to another thread than this one.
+
+    Python's handlers run on the main thread. A SIGTERM that the kernel gives to a thread of ours does not wake a main
+    thread that waits in a C call, for example for multiprocessing's lock, and would be answered when that wait is over.
+    """
+    try:
+        others = {one for one in signal.valid_signals() if getattr(one, "name", "") not in _OWN_FAULTS}
+        signal.pthread_sigmask(signal.SIG_BLOCK, others)
+    except (AttributeError, OSError):
+        pass  # Windows has no such masks
 
 
 def on_event_loop() -> bool:

@@ -13,7 +13,7 @@ from logsluice.handlers import PostgresHandler
 from logsluice.isolation import set_aside
 from logsluice.listener import Listener
 from logsluice.sinks import Counts, SinkError
-from support.processes import until
+from support.processes import run_program, until
 from support.shop import LIMIT, Shop, message
 
 
@@ -179,3 +179,29 @@ def test_a_bad_row_behind_an_earlier_commit_is_the_one_that_is_blamed(dsn):
         assert shop.query("SELECT count(*) FROM logsluice.dead_letter") == [(1,)]
         sink.close()
         shop.route.buffer.settle(whole)
+
+
+SIGNALLED = """
+import logging, os, signal, threading
+from logsluice import PostgresHandler
+handler = PostgresHandler(dsn=os.environ["DSN"], journal=os.environ["JOURNAL"])
+log = logging.getLogger("shop")
+log.addHandler(handler)
+for n in range(10):
+    log.warning("order %s", n)
+assert handler.flush(30)
+seen = []
+signal.signal(signal.SIGUSR2, lambda *_: seen.append(threading.get_ident()))
+signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR2})
+os.kill(os.getpid(), signal.SIGUSR2)
+names = [thread.name for thread in threading.enumerate()]
+print(len(names) > 1, signal.SIGUSR2 in signal.sigpending(), len(seen))
+signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR2})
+print(seen == [threading.get_ident()])
+"""
+
+
+def test_a_signal_waits_for_the_main_thread_and_goes_to_none_of_ours(dsn, tmp_path):
+    """One that a thread of ours answered to would not wake a main thread that waits in a C call."""
+    ran = run_program(SIGNALLED, env={"DSN": dsn, "JOURNAL": str(tmp_path / "journal")}, timeout=LIMIT)
+    assert ran.stdout.splitlines() == ["True True 0", "True"], ran.stderr
