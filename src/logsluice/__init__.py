@@ -1,7 +1,8 @@
 """
 logsluice: Python logs into PostgreSQL. The map, in the order in which a record meets the stations.
 
-    handlers.py    PostgresHandler: options, handle, flush, close             caller's thread
+    handlers.py    PostgresHandler: its options, its sink
+    base.py        what all handlers are: handle, flush, close                caller's thread
     quick.py       an ordinary record, from `handle` to the buffer            caller's thread
     capture.py     LogRecord -> captured fields. Pure                         caller's thread
     encoding.py    fields -> frame, one row of COPY text. Pure                caller's thread
@@ -15,8 +16,8 @@ logsluice: Python logs into PostgreSQL. The map, in the order in which a record 
     delivery.py    verdicts on failures, back-off, breaker. Pure
     fallback.py    the last resort;  decoding.py: frames back to rows
     isolation.py   which rows a rejection names; notices.py: what is said on stderr
-    lifecycle.py   fork, exit, SIGTERM
-    schema.py, partitions.py, columns.py    the tables that rows go to
+    lifecycle.py   fork, exit, SIGTERM;  figures.py: what `stats` says
+    schema.py, partitions.py, columns.py    the tables that rows go to;  targets.py: what any frames are for
     ---- ground ----
     accounting.py  redaction.py  context.py  config.py  configfile.py  diagnostics.py  primitives.py
     crashpoints.py  errors.py

@@ -91,7 +91,7 @@ def together(ledgers: Sequence[Ledger]) -> Ledger:
     """Return one book of several, as of now; of one, itself."""
     if len(ledgers) == 1:
         return ledgers[0]
-    every = [ledger.totals for ledger in ledgers]  # first: see `handlers._stats`
+    every = [ledger.totals for ledger in ledgers]  # first: see figures.py
     abandoned: Counter[str] = Counter()
     for totals in every:
         abandoned.update(dict(totals.abandoned))
@@ -134,4 +134,4 @@ class Stats:
     oldest_waiting_seconds: float  # an upper bound, to within `linger`
     histograms: dict[str, dict[str, Any]]
     recent: dict[str, list[dict[str, Any]]]  # "stored": the last 10 batches, "failed": the last 50
-    journal: dict[str, Any] | None = None  # of the folder, if there is one: see journal_figures in handlers.py
+    journal: dict[str, Any] | None = None  # of the folder, if there is one: see figures.py

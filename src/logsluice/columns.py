@@ -15,8 +15,9 @@ import socket
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from logsluice import decoding
 from logsluice.capture import Captured, Rules, attributes_json, safe_str, tidy
-from logsluice.encoding import JsonWriter
+from logsluice.encoding import JsonWriter, copy_row
 from logsluice.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     import psycopg
+
+    from logsluice.config import Settings
+    from logsluice.targets import Encode
 
 # In the order of the frame: what changes with every record, then what is cached by call site, then the rest.
 LOG_COLUMNS = (
@@ -46,8 +50,8 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Target:
-    """The table that the frames of one route are for. `sources` is None for `logs`."""
+class Table:
+    """The table that the frames of one route are for: a `Target`. `sources` is None for `logs`."""
 
     home: str  # the schema of stream and dead_letter
     schema: str
@@ -65,13 +69,46 @@ class Target:
         """The COPY statement for its frames."""
         return f"COPY {self.name} ({', '.join(map(quote, self.columns))}) FROM STDIN (FORMAT text, ENCODING 'UTF8')"
 
+    @property
+    def plain(self) -> bool:
+        """Whether frames are rows of `logs`; else they are of a table that the user has."""
+        return self.sources is None
+
+    @property
+    def marks(self) -> bool:
+        """No rows of ours in a user's table."""
+        return self.plain
+
+    @property
+    def refused(self) -> str:
+        """Where rejected rows are, and how to see them."""
+        return f"{self.home}.dead_letter: `logsluice dead list` shows them"
+
+    def encoder(self, rules: Rules, settings: Settings) -> Encode:
+        """Return what makes a row of a captured record."""
+        if self.sources is None:
+            return _logs_row
+        mapper = Mapper(self, rules, settings.environment)
+        return lambda captured, record, _rules: copy_row(mapper.texts(captured, record))
+
+    def record_of(self, frame: bytes) -> logging.LogRecord | None:
+        """Return the record that a frame was made of, as far as it tells; None for a row of our own."""
+        if self.plain and frame.startswith(b"-"):
+            return None
+        return decoding.record(frame, self.columns, typed=self.plain)
+
+
+def _logs_row(captured: Captured, _record: logging.LogRecord, rules: Rules) -> bytes:
+    captured.fields["attributes"] = attributes_json(captured, rules)
+    return copy_row([captured.fields[name] for name in LOG_COLUMNS])
+
 
 def quote(name: str) -> str:
     """Return an SQL identifier; the caller has checked that it holds no NUL."""
     return '"' + name.replace('"', '""') + '"'
 
 
-def target_from(schema: str, table: str, columns: Mapping[str, Any] | None) -> Target:
+def target_from(schema: str, table: str, columns: Mapping[str, Any] | None) -> Table:
     """Return the target of these options. Raises `ConfigError` for names and sources that cannot be right."""
     _identifier("schema", schema)
     where, name = _table(schema, table)
@@ -81,12 +118,12 @@ def target_from(schema: str, table: str, columns: Mapping[str, Any] | None) -> T
                 f"table={table!r} is a table of your own: say with columns={{column: source}} what goes where, "
                 f"for example columns={{'message': 'message', 'created_at': 'ts'}}"
             )
-        return Target(schema, where, name, LOG_COLUMNS)
+        return Table(schema, where, name, LOG_COLUMNS)
     if not isinstance(columns, dict) or not columns:
         raise ConfigError(f"columns must be a mapping of column to source, got {columns!r}")
     for column in columns:
         _identifier("columns", column)
-    return Target(schema, where, name, tuple(columns), tuple(_source(c, s) for c, s in columns.items()))
+    return Table(schema, where, name, tuple(columns), tuple(_source(c, s) for c, s in columns.items()))
 
 
 def _table(schema: str, table: Any) -> tuple[str, str]:
@@ -139,7 +176,7 @@ def source_from(option: str, given: str, default: Any = None) -> Source:
 class Mapper:
     """It turns captured fields into the column texts of a user's table."""
 
-    def __init__(self, target: Target, rules: Rules, environment: str | None) -> None:
+    def __init__(self, target: Table, rules: Rules, environment: str | None) -> None:
         assert target.sources is not None
         self._sources = target.sources
         self._rules = rules
@@ -204,7 +241,7 @@ def column_text(value: Any, where: str, rules: Rules, captured: Captured) -> str
     return tidy(safe_str(isoformat() if callable(isoformat) else value), where, rules, captured.marks)
 
 
-def check_table(conn: psycopg.Connection[Any], target: Target) -> str | None:
+def check_table(conn: psycopg.Connection[Any], target: Table) -> str | None:
     """
     Read the table and return what is wrong with the mapping, as a sentence that says what to change; None if nothing.
 

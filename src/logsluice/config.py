@@ -1,8 +1,9 @@
 """
 The options of the handlers, checked when `dictConfig` runs: nothing is opened and nothing is started here.
 
-One frozen dataclass; each field says meaning, unit and special values. Durations are seconds, sizes bytes.
-`settings_from` builds it from what the user wrote and raises `ConfigError` with what to write instead.
+Frozen dataclasses, one for what all sinks share and one for each kind; each field says meaning, unit, special values.
+Durations are seconds, sizes bytes. `settings_from` builds one from what the user wrote and raises `ConfigError` with
+what to write instead.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import re
 import socket
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from logsluice.errors import ConfigError
 
@@ -47,18 +48,7 @@ class Limits:
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Everything a handler was told."""
-
-    # Where the rows go.
-    # libpq string or URI; "" reads libpq's environment; a callable is asked at each connect. Never in a repr: error
-    # trackers take the repr of everything that they see in a traceback.
-    dsn: str | Callable[[], str] = dataclasses.field(default="", repr=False)
-    dsn_env: str | None = None  # name of an environment variable that holds the dsn; read at each connect
-    schema: str = "logsluice"  # holds `logs`, `stream`, `dead_letter`, `version`
-    table: str = "logs"  # in `schema`; "public.orders" is where it says
-    columns: Mapping[str, Any] | None = None  # {column: source}: write into a table of your own
-    create: bool = True  # apply sql/ on first use; False: `logsluice migrate --sql` prints it for a DBA
-    partition: str = "day"  # width of a partition of `logs`: day, hour, week, month, none
+    """What every handler can be told, whatever its sink."""
 
     # Who writes.
     service: str | None = None  # stored with each row
@@ -94,7 +84,6 @@ class Settings:
     backoff_initial: float = 0.2  # seconds before the first retry, doubled each time, full jitter
     backoff_max: float = 30.0  # seconds between retries at most
     retry_limit: int | None = None  # retries of one batch before it is abandoned; None: for ever
-    synchronous_commit: str | None = None  # PostgreSQL's setting for our transactions; None: the server's own
     idle_close: float = 60.0  # seconds without a batch until the connection is closed
 
     # One record.
@@ -102,6 +91,69 @@ class Settings:
     max_frame_bytes: int = 4 * MIB  # of the whole encoded record
     redact: Any = "keys"  # None, "keys", "patterns", a list of keys, {"keys": [...], "patterns": [...]}
     limits: Limits = dataclasses.field(default_factory=Limits)
+
+    def check(self, given: frozenset[str]) -> None:
+        """Check options that only together can be wrong; `given` are those that the user wrote. Raises ConfigError."""
+        # A frame must fit beside others, or one large record would drop everything that waits.
+        for name in ("capacity_bytes",) if self.journal is None else ("capacity_bytes", "journal_bytes"):
+            room, count = getattr(self, name), self.connections
+            if self.max_frame_bytes * 4 * count > room:
+                raise ConfigError(
+                    f"max_frame_bytes ({self.max_frame_bytes}) must be at most a quarter of {name} ({room})"
+                    + (f" / connections ({count}): make it at least {self.max_frame_bytes * 4 * count}" * (count > 1))
+                )
+        if self.journal is not None and self.connections > 1:
+            least = self.connections * SHARD_JOURNAL
+            if self.journal_bytes < least:
+                raise ConfigError(
+                    f"journal_bytes ({self.journal_bytes}) must be at least {least} with "
+                    f"connections={self.connections}: 16 MiB for each"
+                )
+        if self.capacity is not None and self.capacity < self.connections:
+            raise ConfigError(
+                f"capacity ({self.capacity}) must be at least connections ({self.connections}), "
+                "which share it out among themselves"
+            )
+        if self.journal is None and (alone := given & {"journal_bytes", "fsync", "journal_unsafe_fs"}):
+            raise ConfigError(
+                f"{', '.join(sorted(alone))} says nothing without journal=; name a folder, or leave it out"
+            )
+        if self.backoff_initial > self.backoff_max:
+            raise ConfigError(
+                f"backoff_initial ({self.backoff_initial}) must not be above backoff_max ({self.backoff_max})"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PostgresSettings(Settings):
+    """What a `PostgresHandler` can be told besides."""
+
+    # Where the rows go.
+    # libpq string or URI; "" reads libpq's environment; a callable is asked at each connect. Never in a repr: error
+    # trackers take the repr of everything that they see in a traceback.
+    dsn: str | Callable[[], str] = dataclasses.field(default="", repr=False)
+    dsn_env: str | None = None  # name of an environment variable that holds the dsn; read at each connect
+    schema: str = "logsluice"  # holds `logs`, `stream`, `dead_letter`, `version`
+    table: str = "logs"  # in `schema`; "public.orders" is where it says
+    columns: Mapping[str, Any] | None = None  # {column: source}: write into a table of your own
+    create: bool = True  # apply sql/ on first use; False: `logsluice migrate --sql` prints it for a DBA
+    partition: str = "day"  # width of a partition of `logs`: day, hour, week, month, none
+    synchronous_commit: str | None = None  # PostgreSQL's setting for our transactions; None: the server's own
+
+    def check(self, given: frozenset[str]) -> None:
+        """As for all; and one way to the dsn, not two."""
+        super().check(given)
+        if self.dsn_env is not None:
+            if "dsn" in given:
+                raise ConfigError("give dsn or dsn_env, not both")
+            if self.dsn_env not in os.environ:
+                raise ConfigError(
+                    f"dsn_env names the environment variable {self.dsn_env!r}, which is not set; "
+                    f"set it before logging is configured, or use dsn"
+                )
+
+
+Chosen = TypeVar("Chosen", bound=Settings)
 
 
 def identity(settings: Settings) -> dict[str, Any]:
@@ -115,14 +167,14 @@ def identity(settings: Settings) -> dict[str, Any]:
     }
 
 
-def settings_from(options: Mapping[str, Any]) -> Settings:
+def settings_from(options: Mapping[str, Any], kind: type[Chosen]) -> Chosen:
     """
-    Check what the user wrote and return the settings.
+    Check what the user wrote and return the settings, of this kind.
 
     Raises `ConfigError` for an unknown or wrong option. Values of dict and list options are copied:
     `dictConfig` hands over containers that resolve `ext://` and `cfg://` only when they are read.
     """
-    known = {field.name: field for field in dataclasses.fields(Settings)}
+    known = {field.name: field for field in dataclasses.fields(kind)}
     chosen: dict[str, Any] = {}
     for name, value in options.items():
         if name not in known:
@@ -131,8 +183,8 @@ def settings_from(options: Mapping[str, Any]) -> Settings:
             raise ConfigError(f"unknown option {name!r}; {hint}")
         check = _CHECKS.get(name)
         chosen[name] = check(name, plain(value)) if check else plain(value)
-    settings = Settings(**chosen)
-    _check_together(settings, given=frozenset(chosen))
+    settings = kind(**chosen)
+    settings.check(frozenset(chosen))
     return settings
 
 
@@ -145,43 +197,6 @@ def plain(value: Any) -> Any:
     if isinstance(value, tuple):
         return tuple(plain(value[i]) for i in range(len(value)))
     return value
-
-
-def _check_together(settings: Settings, given: frozenset[str]) -> None:
-    if settings.dsn_env is not None:
-        if "dsn" in given:
-            raise ConfigError("give dsn or dsn_env, not both")
-        if settings.dsn_env not in os.environ:
-            raise ConfigError(
-                f"dsn_env names the environment variable {settings.dsn_env!r}, which is not set; "
-                f"set it before logging is configured, or use dsn"
-            )
-    # A frame must fit beside others, or one large record would drop everything that waits.
-    for name in ("capacity_bytes",) if settings.journal is None else ("capacity_bytes", "journal_bytes"):
-        room, count = getattr(settings, name), settings.connections
-        if settings.max_frame_bytes * 4 * count > room:
-            raise ConfigError(
-                f"max_frame_bytes ({settings.max_frame_bytes}) must be at most a quarter of {name} ({room})"
-                + (f" / connections ({count}): make it at least {settings.max_frame_bytes * 4 * count}" * (count > 1))
-            )
-    if settings.journal is not None and settings.connections > 1:
-        least = settings.connections * SHARD_JOURNAL
-        if settings.journal_bytes < least:
-            raise ConfigError(
-                f"journal_bytes ({settings.journal_bytes}) must be at least {least} with "
-                f"connections={settings.connections}: 16 MiB for each"
-            )
-    if settings.capacity is not None and settings.capacity < settings.connections:
-        raise ConfigError(
-            f"capacity ({settings.capacity}) must be at least connections ({settings.connections}), "
-            "which share it out among themselves"
-        )
-    if settings.journal is None and (alone := given & {"journal_bytes", "fsync", "journal_unsafe_fs"}):
-        raise ConfigError(f"{', '.join(sorted(alone))} says nothing without journal=; name a folder, or leave it out")
-    if settings.backoff_initial > settings.backoff_max:
-        raise ConfigError(
-            f"backoff_initial ({settings.backoff_initial}) must not be above backoff_max ({settings.backoff_max})"
-        )
 
 
 def _level(name: str, value: Any) -> int:

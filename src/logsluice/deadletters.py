@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import psycopg
 
 from logsluice import partitions, schema
-from logsluice.columns import Target, quote, target_from
+from logsluice.columns import Table, quote, target_from
 from logsluice.delivery import Failure, Verdict, decide
 from logsluice.encoding import NULL, Marks, clean, copy_text
 from logsluice.errors import ConfigError, LogsluiceError
@@ -414,7 +414,7 @@ def _send_group(conn: psycopg.Connection[Any], what: _Selection, group: list[_Ro
             step.done.stuck += _put_back(conn, what, row, failure)
 
 
-def _looked_up(conn: psycopg.Connection[Any], home: str, letter: DeadLetter) -> Target | str:
+def _looked_up(conn: psycopg.Connection[Any], home: str, letter: DeadLetter) -> Table | str:
     """Return where the rows go, in names that the catalogue gave; or why they may not go there."""
     if letter.columns is None:
         return "its columns are not known: say them with UPDATE ... dead_letter SET columns = ..., or drop it"
@@ -434,10 +434,10 @@ def _looked_up(conn: psycopg.Connection[Any], home: str, letter: DeadLetter) -> 
     where, name, system = found
     if system or (where == home and name in {"dead_letter", "stream", "version"}):
         return f"{letter.target} is no table that records go to: no handler made this dead letter, drop it"
-    return Target(home, where, name, letter.columns)
+    return Table(home, where, name, letter.columns)
 
 
-def _send(conn: psycopg.Connection[Any], target: Target, rows: list[_Row]) -> list[tuple[_Row, Failure]]:
+def _send(conn: psycopg.Connection[Any], target: Table, rows: list[_Row]) -> list[tuple[_Row, Failure]]:
     """COPY rows, halving what is refused down to the single row; return those that stay dead. In a savepoint each."""
     if not rows:
         return []
@@ -462,7 +462,7 @@ def _no_partition(failure: Failure) -> bool:
     return failure.sqlstate == "23514" and failure.constraint is None
 
 
-def _grants(conn: psycopg.Connection[Any], home: str, target: Target) -> str:
+def _grants(conn: psycopg.Connection[Any], home: str, target: Table) -> str:
     lacks = schema.lacking(conn, target.schema, target.table, ("INSERT",), home=home)
     return "".join(f"; {lack.fix};" for lack in lacks)
 

@@ -5,11 +5,9 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
-from logsluice.decoding import record as record_of
-
 if TYPE_CHECKING:
-    from logsluice.columns import Target
     from logsluice.diagnostics import Diagnostics
+    from logsluice.targets import Target
 
 
 class Fallback:
@@ -39,12 +37,9 @@ class Fallback:
 
     def take_frame(self, frame: bytes, target: Target) -> bool:
         """Hand over what a frame was made of; rows of our own are nobody's records."""
-        typed = target.sources is None
-        if typed and frame.startswith(b"-"):
-            return False
         try:
-            record = record_of(frame, target.columns, typed=typed)
+            record = target.record_of(frame)
         except ValueError as error:
             self._diagnostics.say("fallback", f"a frame could not be read back ({type(error).__name__})")
             return False
-        return self.take(record)
+        return record is not None and self.take(record)

@@ -12,9 +12,7 @@ import logging
 import logging.handlers
 from typing import TYPE_CHECKING
 
-from logsluice.capture import Captured, Rules, attributes_json, capture, timestamp
-from logsluice.columns import LOG_COLUMNS, Mapper, Target
-from logsluice.encoding import copy_row
+from logsluice.capture import Captured, Rules, capture, timestamp
 from logsluice.quick import CountedError, QuickWay
 
 if TYPE_CHECKING:
@@ -23,6 +21,7 @@ if TYPE_CHECKING:
     from logsluice.buffer import Buffer
     from logsluice.config import Settings
     from logsluice.primitives import SimpleQueue
+    from logsluice.targets import Target
 
 # Tried one after the other until the frame is within max_frame_bytes: (bytes of any one text, values, bytes of reprs
 # and names). The last fits into the least max_frame_bytes (64 KiB) whatever must be escaped. None: by max_frame_bytes.
@@ -45,13 +44,13 @@ class Intake(logging.handlers.QueueHandler):
         self._keep_level = settings.keep_level
         self._settings = settings
         self._rules = rules
-        self._mapper = None if target.sources is None else Mapper(target, rules, settings.environment)
+        self._encoded = target.encoder(rules, settings)
         self.sanitized = 0  # records changed; a lost update under threads is accepted for this figure
         self.put = tokens.put
         self.no_token = tokens.empty
         self.next_seq = buffer.next_seq
         self.sync: Callable[[], object] | None = None  # makes an append durable before the call returns
-        self.quick = QuickWay(buffer.stream, settings, rules, mapped=self._mapper is not None)
+        self.quick = QuickWay(buffer.stream, settings, rules, mapped=not target.plain)
         self.quickly = self.quick.made(self)
 
     def prepare(self, record: logging.LogRecord) -> bytes | None:
@@ -144,10 +143,7 @@ class Intake(logging.handlers.QueueHandler):
         captured.fields["seq"] = str(seq)
         if rules is not self._rules:
             captured.marks.cut.setdefault("record", 0)
-        if self._mapper is not None:
-            return captured, copy_row(self._mapper.texts(captured, record))
-        captured.fields["attributes"] = attributes_json(captured, rules)
-        return captured, copy_row([captured.fields[name] for name in LOG_COLUMNS])
+        return captured, self._encoded(captured, record, rules)
 
 
 def _stand_in(record: logging.LogRecord, error: Exception) -> logging.LogRecord:

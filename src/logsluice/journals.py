@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from logsluice.accounting import Ledger
 from logsluice.adoption import HOLD, OrphanBuffer, differs, first_header
-from logsluice.columns import Target, quote
-from logsluice.config import settings_from
+from logsluice.columns import Table, quote
+from logsluice.config import PostgresSettings, settings_from
 from logsluice.delivery import Verdict
 from logsluice.diagnostics import Diagnostics
 from logsluice.errors import LogsluiceError
@@ -41,7 +41,6 @@ from logsluice.sinks.postgres import PostgresSink
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from logsluice.config import Settings
 
 BATCH = 2 * 1024 * 1024  # bytes of rows in hand while a stream is copied: as in one transaction
 
@@ -271,13 +270,13 @@ def elsewhere(header: Header, dsn: str) -> str | None:
     return differs(header, replace(header, target={**header.target, **there}))
 
 
-def _settings(header: Header, dsn: str) -> Settings:
+def _settings(header: Header, dsn: str) -> PostgresSettings:
     options: dict[str, Any] = {"dsn": dsn, "schema": header.home, "create": False}
     if header.mapped:
         # The rows are made already: only the columns' names matter, not what once filled them.
         options["table"] = f"{quote(header.target['schema'])}.{quote(header.target['table'])}"
         options["columns"] = {column: f"extra.{column}" for column in header.columns}
-    return settings_from(options)
+    return settings_from(options, PostgresSettings)
 
 
 class _Heard(Diagnostics):
@@ -309,7 +308,7 @@ def load(folder: Folder, name: str, dsn: str) -> Loaded:
             raise NotLoadedError(wrong, connecting=True)
         diagnostics = _Heard()
         listener = Listener(SimpleQueue(), settings, diagnostics)
-        route = _route(listener, orphan, header)
+        route = _route(listener, settings, orphan, header)
         listener.adopted.append(route)
         try:
             _drive(listener, route, diagnostics)
@@ -332,9 +331,9 @@ def _no_header(orphan: OrphanBuffer) -> None:
     raise NotLoadedError(f"{wrong}; see to the disk, then run the same again")
 
 
-def _route(listener: Listener, orphan: OrphanBuffer, header: Header) -> Route:
-    link = Link(listener.settings, listener.diagnostics, listener.deadline)
-    target = Target(
+def _route(listener: Listener, settings: PostgresSettings, orphan: OrphanBuffer, header: Header) -> Route:
+    link = Link(settings, listener.diagnostics, listener.deadline)
+    target = Table(
         header.home, header.target["schema"], header.target["table"], header.columns, () if header.mapped else None
     )
     sink = PostgresSink(link, target, orphan.stream, known_base=orphan.known, who=header.who)

@@ -34,11 +34,11 @@ if TYPE_CHECKING:
 
     from logsluice.adoption import Adopter
     from logsluice.buffer import Batch
-    from logsluice.columns import Target
     from logsluice.config import Settings
     from logsluice.diagnostics import Diagnostics
     from logsluice.intake import Intake
     from logsluice.routes import Route
+    from logsluice.targets import Target
 
 GRACE = 0.5  # seconds after a deadline: the listener itself ends there, and should be heard saying what it left
 LOOK = 10.0  # seconds at most between two looks at the clock while records wait, so that STUCK is seen in time

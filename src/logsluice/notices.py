@@ -37,7 +37,7 @@ class Notices:
             self._diagnostics.say(
                 "dead",
                 f"{figures['dead']} of {figures['records']} records were rejected by {route.target.name} and kept, "
-                f"with the reason, in {route.target.home}.dead_letter: `logsluice dead list` shows them",
+                f"with the reason, in {route.target.refused}",
             )
         if route.complained:
             route.complained = False
@@ -80,8 +80,7 @@ class Notices:
             self._diagnostics.say("dropped", f"{total} records dropped so far: {reasons}; see when_full, {limit}")
             return
         self._diagnostics.say("dropped-over", f"{total} records were dropped: {reasons}; see when_full, {limit}")
-        # No rows of ours in a user's table.
-        if route.target.sources is not None or route.intake is None or route.intake.mark(total, reasons, since, now):
+        if not route.target.marks or route.intake is None or route.intake.mark(total, reasons, since, now):
             reported.update(drops)
             del self._dropping_since[route.name]
             route.buffer.dropping_since = None

@@ -12,10 +12,10 @@ from logsluice.buffer import Buffer
 if TYPE_CHECKING:
     from logsluice.adoption import OrphanBuffer
     from logsluice.buffer import Batch
-    from logsluice.columns import Target
     from logsluice.delivery import Breaker, Failure
     from logsluice.intake import Intake
     from logsluice.sinks import Sink
+    from logsluice.targets import Target
 
 MAX_MARKS = 4096  # remembered arrival times, 8 bytes and a float each; older ones are merged
 
@@ -60,7 +60,7 @@ class Route:
 
     def markers(self, batch: Batch) -> int:
         """Return how many rows of a batch are markers of our own."""
-        return batch.markers if self.target.sources is None else 0
+        return batch.markers if self.target.marks else 0
 
     def look(self, now: float) -> None:
         """Remember how far the buffer has come."""

@@ -82,7 +82,7 @@ def captured(
 def _taker(handler: PostgresHandler, rows: list[dict[str, Any]]) -> Callable[[logging.LogRecord], bool]:
     """Return what stands in for `handle`: the way to the frame, and no further."""
     intake, target = handler.entry()
-    typed = target.sources is None
+    typed = target.plain
 
     def handle(record: logging.LogRecord) -> bool:
         passed: Any = handler.filter(record)

@@ -13,7 +13,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from logsluice import PostgresHandler, partitions, schema
 from logsluice.cli import main
-from logsluice.config import settings_from
+from logsluice.config import PostgresSettings, settings_from
 from logsluice.devserver import free_port
 from logsluice.doctor.database import check_database
 from logsluice.folder import file_system
@@ -54,7 +54,7 @@ def config(dsn, **options):
 
 def handler(dsn, **options):
     """What check_database is given for a handler with these options."""
-    return settings_from({"dsn": dsn, **options}), lambda: PostgresHandler(dsn=dsn, **options)
+    return settings_from({"dsn": dsn, **options}, PostgresSettings), lambda: PostgresHandler(dsn=dsn, **options)
 
 
 def by_config(folder, given):
@@ -434,7 +434,7 @@ def test_who_wrote_lately(dsn, by_dsn):
     ],
 )
 def test_clocks_that_differ(dsn, seconds, status, said):
-    found = list(check_database(settings_from({"dsn": dsn}), now=lambda: time.time() + seconds))
+    found = list(check_database(settings_from({"dsn": dsn}, PostgresSettings), now=lambda: time.time() + seconds))
     (clock,) = [one for one in found if one.about == "clock"]
     assert (clock.status, said in clock.what) == (status, True)
     assert ("NTP" in clock.next) == (status != "ok")

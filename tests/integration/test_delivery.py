@@ -13,7 +13,7 @@ import pytest
 from logsluice.buffer import Buffer
 from logsluice.capture import Rules
 from logsluice.columns import target_from
-from logsluice.config import settings_from
+from logsluice.config import PostgresSettings, settings_from
 from logsluice.diagnostics import Diagnostics
 from logsluice.intake import Intake
 from logsluice.listener import Listener
@@ -211,10 +211,10 @@ def test_the_deadline_of_shutdown_ends_a_wait_earlier(dsn):
 
 
 class TwoRoutes:
-    """Built as `handlers._make` does, for two tables."""
+    """Built as `base._make` does, for two tables."""
 
     def __init__(self, dsn):
-        self.settings = settings_from({**QUICK, "dsn": dsn})
+        self.settings = settings_from({**QUICK, "dsn": dsn}, PostgresSettings)
         tokens = queue.SimpleQueue()
         self.diagnostics = Diagnostics("test")
         self.listener = Listener(tokens, self.settings, self.diagnostics)

@@ -10,7 +10,7 @@ import time
 from logsluice.buffer import Buffer
 from logsluice.capture import Rules
 from logsluice.columns import LOG_COLUMNS, target_from
-from logsluice.config import settings_from
+from logsluice.config import PostgresSettings, settings_from
 from logsluice.intake import Intake
 from logsluice.redaction import Redactor
 
@@ -29,7 +29,7 @@ class CountingIntake(Intake):
 
 def make_intake(*, formatter=None, now=time.time, redactor=None, **options):
     """The entry as a handler with these options makes it, without the handler."""
-    settings = settings_from(options)
+    settings = settings_from(options, PostgresSettings)
     redactor = redactor or Redactor(settings.redact)
     rules = Rules(
         settings.limits, settings.max_message_bytes, redactor, settings.service, lambda: formatter, now
@@ -54,7 +54,7 @@ def stored(record, intake=None, **options):
 
 def read_frame(frame, intake=None):
     """A frame's columns, `attributes` as a dict."""
-    columns = LOG_COLUMNS if intake is None or intake._mapper is None else intake._settings.columns
+    columns = LOG_COLUMNS if intake is None or intake._settings.columns is None else intake._settings.columns
     texts = copy_columns(frame)
     assert len(columns) == len(texts)
     row = dict(zip(columns, texts, strict=True))

@@ -8,7 +8,7 @@ import pytest
 
 from logsluice import doctor
 from logsluice.cli import doctor as command
-from logsluice.config import settings_from
+from logsluice.config import PostgresSettings, settings_from
 from logsluice.doctor import FAIL, OK, WARN, connect
 from logsluice.doctor.dictconfig import handlers_of, resolved
 from logsluice.doctor.journal import check_journal
@@ -362,7 +362,7 @@ def test_a_password_in_the_text_is_taken_out_unless_it_is_the_roles_name():
 
 @pytest.mark.parametrize("dsn", ["postgresql://u:can@ary7@127.0.0.1:1/db", "postgresql://u:canary7/x@127.0.0.1:1/db"])
 def test_a_password_that_ends_early_becomes_no_host_name_in_the_output(dsn):
-    found = connect.connect(settings_from({"dsn": dsn}))
+    found = connect.connect(settings_from({"dsn": dsn}, PostgresSettings))
     assert "percent-encode" in found.next.lower()
     assert "ary7" not in repr(found)
 
@@ -465,7 +465,7 @@ def test_reading_leaves_logging_as_it_was():
 )
 def test_what_a_journal_lies_on(tmp_path, monkeypatch, kind, unsafe, status, words):
     monkeypatch.setattr("logsluice.folder.file_system", lambda _path: kind)
-    settings = settings_from({"journal": tmp_path / "j", "journal_unsafe_fs": unsafe})
+    settings = settings_from({"journal": tmp_path / "j", "journal_unsafe_fs": unsafe}, PostgresSettings)
     place, *more = check_journal(settings)
     assert (place.status, words in place.what) == (status, True), place
     assert bool(place.next) == (status != OK)
@@ -474,12 +474,12 @@ def test_what_a_journal_lies_on(tmp_path, monkeypatch, kind, unsafe, status, wor
 
 
 def test_no_journal_no_finding():
-    assert list(check_journal(settings_from({}))) == []
+    assert list(check_journal(settings_from({}, PostgresSettings))) == []
 
 
 def test_a_journal_that_others_may_write_into(tmp_path):
     tmp_path.chmod(0o770)
-    (found,) = check_journal(settings_from({"journal": tmp_path}))
+    (found,) = check_journal(settings_from({"journal": tmp_path}, PostgresSettings))
     assert found.status == FAIL
     assert "others may write into it (mode 770): chmod go-w it" in found.what
     assert found.next == "name a folder that this user alone may write into, on a local disk with room"

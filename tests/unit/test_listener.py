@@ -15,7 +15,7 @@ from logsluice import listener as module
 from logsluice.buffer import Batch, Buffer
 from logsluice.capture import Rules
 from logsluice.columns import target_from
-from logsluice.config import settings_from
+from logsluice.config import PostgresSettings, settings_from
 from logsluice.delivery import ATTEMPTS, STORM, Failure
 from logsluice.diagnostics import Diagnostics
 from logsluice.intake import Intake
@@ -81,7 +81,8 @@ class Bench:
 
     def __init__(self, *names, columns=None, **options):
         self.settings = settings_from(
-            {"linger": 0.005, "backoff_initial": 0.005, "backoff_max": 0.02, "slow_batch": 60, **options}
+            {"linger": 0.005, "backoff_initial": 0.005, "backoff_max": 0.02, "slow_batch": 60, **options},
+            PostgresSettings,
         )
         tokens = queue.SimpleQueue()
         self.lines = []

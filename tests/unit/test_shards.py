@@ -11,7 +11,7 @@ import pytest
 
 from logsluice import buffer, context, shards
 from logsluice.accounting import Ledger, Totals, together
-from logsluice.config import MIB, settings_from
+from logsluice.config import MIB, PostgresSettings, settings_from
 from logsluice.errors import ConfigError
 from logsluice.handlers import PostgresHandler
 from logsluice.listener import Listener
@@ -430,7 +430,7 @@ def test_what_is_no_key_is_refused(source):
 )
 def test_wrong_options_are_refused(options, says):
     with pytest.raises(ConfigError, match=says):
-        settings_from(options)
+        settings_from(options, PostgresSettings)
 
 
 @pytest.mark.parametrize("value", ["", "session", "extra.", "loger"])

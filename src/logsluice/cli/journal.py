@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 from logsluice import journals
 from logsluice.cli import common
 from logsluice.cli.tail import say_anything, visible
-from logsluice.columns import Target, quote
+from logsluice.columns import Table, quote
 from logsluice.errors import LogsluiceError
 from logsluice.folder import QUARANTINE, file_system
 from logsluice.journal import STREAM_NAME
@@ -142,8 +142,8 @@ def _where(header: Header) -> str:
     return f"{_target(header).name} in database {to.get('dbname')} at {to.get('host') or 'a socket'}:{to.get('port')}"
 
 
-def _target(header: Header) -> Target:
-    return Target(header.home, header.target["schema"], header.target["table"], header.columns)
+def _target(header: Header) -> Table:
+    return Table(header.home, header.target["schema"], header.target["table"], header.columns)
 
 
 def _next(place: Place, args: argparse.Namespace) -> Iterator[str]:

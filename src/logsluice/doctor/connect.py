@@ -25,8 +25,8 @@ from logsluice.sinks.link import LimitedConnection, check_dsn, resolve_dsn
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from logsluice.columns import Target
-    from logsluice.config import Settings
+    from logsluice.columns import Table
+    from logsluice.config import PostgresSettings
 
 # Seconds, for connecting and for each answer: a person waits; a server that needs longer is the finding.
 LIMIT = 10
@@ -91,8 +91,8 @@ class Database:
     """What the checks share."""
 
     conn: psycopg.Connection[Any]
-    settings: Settings
-    target: Target
+    settings: PostgresSettings
+    target: Table
     now: Callable[[], float]  # this machine's clock, seconds since the epoch
 
     def one(self, query: str, *values: Any) -> Any:
@@ -109,7 +109,7 @@ class Database:
         return f"{quote(self.settings.schema)}.{name}"
 
 
-def connect(settings: Settings) -> LimitedConnection | Finding:
+def connect(settings: PostgresSettings) -> LimitedConnection | Finding:
     """Connect as the handler would, with autocommit; or say why that fails. Blocks for at most some `LIMIT`s."""
     try:
         dsn = resolve_dsn(settings)

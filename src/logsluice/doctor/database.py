@@ -22,7 +22,7 @@ from logsluice.handlers import PostgresHandler
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from logsluice.config import Settings
+    from logsluice.config import PostgresSettings
 
 OLDEST = 140000  # PostgreSQL 14: make_partitions needs multiranges
 SKEW = 60.0  # seconds: beyond it "the last five minutes" shows other rows than the reader means
@@ -30,7 +30,7 @@ SKEW_DAY = 86400.0  # seconds: beyond it rows lie on another day, where nobody l
 
 
 def check_database(
-    settings: Settings,
+    settings: PostgresSettings,
     make: Callable[[], PostgresHandler] | None = None,
     *,
     now: Callable[[], float] = time.time,
@@ -62,7 +62,7 @@ def _checks(database: Database, make: Callable[[], PostgresHandler] | None) -> I
             return
     yield from _clock(database)
     width = database.settings.partition
-    if database.target.sources is not None:
+    if not database.target.plain:
         found = list(_table(database))
     else:
         found, width = tables.check_partitions(database, None if make is None else width)

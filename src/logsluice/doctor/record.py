@@ -37,7 +37,7 @@ def probe(database: Database, handler: PostgresHandler) -> Finding:
     record.__dict__[KEY] = mark
     # Without its journal: to look must not send what dead processes left, nor leave a file there.
     handler._settings = replace(handler._settings, journal=None)  # noqa: SLF001
-    if database.target.sources is None:
+    if database.target.plain:
         return _through(database, handler, record)
     return _rolled_back(database, handler, record)
 

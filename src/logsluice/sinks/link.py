@@ -23,7 +23,7 @@ from logsluice.sinks.failures import IoTimeoutError, first_line, translated
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Mapping
 
-    from logsluice.config import Settings
+    from logsluice.config import PostgresSettings
     from logsluice.diagnostics import Diagnostics
 
 POLL = 0.1  # seconds between looks at the clock while waiting for the server; also how late a limit may be
@@ -87,7 +87,7 @@ class LimitedConnection(psycopg.Connection[Any]):
 class Link:
     """The one connection of a handler, opened when it is needed. Listener thread only."""
 
-    settings: Settings
+    settings: PostgresSettings
     diagnostics: Diagnostics
     deadline: Callable[[], float | None]
     now: Callable[[], float] = time.time
@@ -192,7 +192,7 @@ class Link:
         return "; ".join(one.what for one in found), "; ".join(one.fix for one in found)
 
 
-def resolve_dsn(settings: Settings) -> str:
+def resolve_dsn(settings: PostgresSettings) -> str:
     """Return the dsn as it is now: environment variables and callables are asked at each connect."""
     if settings.dsn_env is not None:
         try:
@@ -205,7 +205,7 @@ def resolve_dsn(settings: Settings) -> str:
     return dsn
 
 
-def described(settings: Settings) -> dict[str, str]:
+def described(settings: PostgresSettings) -> dict[str, str]:
     """Return where a dsn leads, without secrets: host, port, dbname. A callable is not asked: it may take its time."""
     if callable(settings.dsn):
         return {"host": "(callable)", "port": "", "dbname": ""}
@@ -231,7 +231,7 @@ def misread(dsn: str, parameters: Mapping[str, Any]) -> bool:
     return authority.count("@") > 1 or "@" in path or re.fullmatch(r"[\d,]*", port) is None
 
 
-def check_dsn(settings: Settings) -> str | None:
+def check_dsn(settings: PostgresSettings) -> str | None:
     """Return what is wrong with a dsn, in our own words: libpq's message may quote a part of the password."""
     try:
         dsn = resolve_dsn(settings)

@@ -29,7 +29,7 @@ import psycopg
 from psycopg import pq
 
 from logsluice import crashpoints, partitions
-from logsluice.columns import Target, check_table, quote
+from logsluice.columns import Table, check_table, quote
 from logsluice.config import identity
 from logsluice.delivery import Failure, Verdict, decide
 from logsluice.encoding import copy_text
@@ -56,7 +56,7 @@ class PostgresSink:
     """One stream's way into PostgreSQL. Rules: sinks/__init__.py."""
 
     link: Link
-    target: Target
+    target: Table
     stream: int
     known_base: bool = False  # the stream's row was seen: its absence later is no beginning
     missing: int = 0  # how often it was absent all the same
@@ -146,7 +146,7 @@ class PostgresSink:
         if rest.aside:
             self._dead_letters(conn, rest)
         dead = len(rest.aside)
-        stored = rest.rows - dead - (rest.markers if self.target.sources is None else 0)
+        stored = rest.rows - dead - (rest.markers if self.target.plain else 0)
         crashpoints.reach("send")
         self._commit(
             conn,
@@ -227,7 +227,7 @@ class PostgresSink:
             copy.write(rows)
 
     def _dead_letters(self, conn: LimitedConnection, batch: Batch) -> None:
-        seq_at = self.target.columns.index("seq") if self.target.sources is None else None
+        seq_at = self.target.columns.index("seq") if self.target.plain else None
         columns = (
             "{" + ",".join('"' + c.replace("\\", "\\\\").replace('"', '\\"') + '"' for c in self.target.columns) + "}"
         )
@@ -258,7 +258,7 @@ class PostgresSink:
     # --- around it ----------------------------------------------------------------------------------------------
 
     def _check(self, conn: LimitedConnection) -> None:
-        if self.target.sources is not None and self.target.name not in self.link.checked:
+        if not self.target.plain and self.target.name not in self.link.checked:
             with translated():
                 wrong = check_table(conn, self.target)
             if wrong:
@@ -268,7 +268,7 @@ class PostgresSink:
     def _partitions(self, conn: LimitedConnection) -> None:
         """Keep partitions for today ± 1 day ready. A failure is said, and is no failure of the batch."""
         link = self.link
-        if self.target.sources is not None or link.settings.partition == "none" or link.now() < link.partitions_due:
+        if not self.target.plain or link.settings.partition == "none" or link.now() < link.partitions_due:
             return
         link.partitions_due = link.now() + PARTITION_CHECK
         try:
@@ -293,7 +293,7 @@ class PostgresSink:
         if self.link.conn is None or conn.closed or failure.sqlstate == "25006":
             self.link.close()  # 25006: a demoted primary looks healthy; the next connect must look for the new one
             raise error
-        if failure.moment is not None and self.target.sources is None:
+        if failure.moment is not None and self.target.plain:
             settings = self.link.settings
             if settings.partition == "none":
                 hint = "logs is partitioned: say partition='day' in the handler's options, or the width that it has"
