@@ -45,16 +45,18 @@ if TYPE_CHECKING:
     from logsluice.accounting import Stats
     from logsluice.children import child_init
     from logsluice.errors import ConfigError, LogsluiceError
-    from logsluice.handlers import PostgresHandler
+    from logsluice.handlers import JsonFileHandler, PostgresHandler
     from logsluice.lifecycle import drain_on_sigterm
 
 __all__ = [
-    "ConfigError", "LogsluiceError", "PostgresHandler", "Stats", "child_init", "context", "drain_on_sigterm", "testing",
+    "ConfigError", "JsonFileHandler", "LogsluiceError", "PostgresHandler", "Stats", "child_init", "context",
+    "drain_on_sigterm", "testing",
 ]  # fmt: skip
 
 _HOMES = {
     "ConfigError": "logsluice.errors",
     "LogsluiceError": "logsluice.errors",
+    "JsonFileHandler": "logsluice.handlers",
     "PostgresHandler": "logsluice.handlers",
     "Stats": "logsluice.accounting",
     "child_init": "logsluice.children",

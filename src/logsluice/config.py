@@ -16,6 +16,7 @@ import re
 import socket
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 from logsluice.errors import ConfigError
@@ -153,6 +154,58 @@ class PostgresSettings(Settings):
                 )
 
 
+@dataclass(frozen=True, kw_only=True)
+class FileSettings(Settings):
+    """What a `JsonFileHandler` can be told besides."""
+
+    filename: str = ""  # of the log file; its folder is made if it is not there
+    names: str = (
+        "sluice"  # of the keys: "sluice", "otel", "ecs", "plain" (formatters.py); a formatter of one's own wins
+    )
+    mode: int = 0o640  # of files that are made, whatever the umask says; in JSON and YAML a text, "0640"
+    owner: str | None = None  # "user:group" of files that are made, either may be left out; needs the right to
+    max_bytes: int | None = None  # rotated before it is larger; None: at no size
+    when: str | None = None  # rotated at the end of each "hour", "midnight" (a day), "week", "month"; None: at no time
+    utc: bool = False  # whether a day ends, and a file is named, by UTC; else by local time
+    backup_count: int = 30  # rotated files that are kept
+    total_bytes: int | None = None  # of the file and all rotated ones; the oldest are deleted; None: only they count
+    compress: bool = False  # gzip what was rotated
+    delay_compress: bool = False  # but for the newest: somebody may still be reading it
+    rotate_empty: bool = False  # rotate a file without a line
+
+    def check(self, given: frozenset[str]) -> None:
+        """As for all; there must be a file, one listener writes it, and a batch must fit into it."""
+        super().check(given)
+        if "filename" not in given:
+            raise ConfigError("filename is missing: say where the lines go, for example filename='logs/app.log'")
+        if self.connections > 1:
+            raise ConfigError("connections says nothing for a file: one thread writes it; leave it out")
+        if self.max_bytes is not None and self.max_bytes < self.max_frame_bytes:
+            raise ConfigError(
+                f"max_bytes ({self.max_bytes}) must be at least max_frame_bytes ({self.max_frame_bytes}): "
+                "one line may be that long; lower that as well"
+            )
+        if self.total_bytes is not None and self.max_bytes is None and self.when is None:
+            raise ConfigError("total_bytes needs rotation: say max_bytes= or when= as well")
+        if self.delay_compress and not self.compress:
+            raise ConfigError("delay_compress says nothing without compress=True")
+
+    def ids(self) -> tuple[int, int] | None:
+        """Return (uid, gid) of `owner`, -1 for what it leaves as it is; None without an owner."""
+        return None if self.owner is None else owner_ids(self.owner)
+
+
+def owner_ids(owner: str) -> tuple[int, int]:
+    """Return (uid, gid) of "user:group", names or numbers; -1 for one that is not said. Raises LookupError."""
+    import grp  # noqa: PLC0415 - not on Windows
+    import pwd  # noqa: PLC0415 - as above
+
+    user, _, group = owner.partition(":")
+    uid = -1 if not user else int(user) if user.isdecimal() else pwd.getpwnam(user).pw_uid
+    gid = -1 if not group else int(group) if group.isdecimal() else grp.getgrnam(group).gr_gid
+    return uid, gid
+
+
 Chosen = TypeVar("Chosen", bound=Settings)
 
 
@@ -269,6 +322,43 @@ def _folder(name: str, value: Any) -> Any:
     return os.path.abspath(os.fspath(value))  # noqa: PTH100 - a program may change its folder later
 
 
+def _filename(name: str, value: Any) -> str:
+    path = _folder(name, value)
+    if path is None or Path(path).is_dir() or str(value).endswith("/"):
+        raise ConfigError(f"{name} must be the path of a file, for example 'logs/app.log', got {value!r}")
+    return str(path)
+
+
+def _mode(name: str, value: Any) -> int:
+    try:
+        number = int(value, 8) if isinstance(value, str) else value
+    except ValueError:
+        number = None
+    if isinstance(number, bool) or not isinstance(number, int) or not 0 < number <= 0o777 or not number & 0o200:
+        raise ConfigError(
+            f"{name} must be a file mode that its owner can write with, for example '0640', got {value!r}"
+        )
+    return number
+
+
+def _owner(name: str, value: Any) -> Any:
+    if value is None:
+        return None
+    try:
+        if not isinstance(value, str) or not value.strip(":"):
+            raise LookupError("it is empty")
+        owner_ids(value)
+    except LookupError as error:
+        raise ConfigError(f"{name} must be 'user:group', 'user' or ':group' that there are, got {value!r}") from error
+    return value
+
+
+def _when(name: str, value: Any) -> Any:
+    names = {"H": "hour", "D": "midnight", "day": "midnight"}  # as logging's own handler has them
+    value = names.get(value, value) if isinstance(value, str) else value
+    return _one_of(None, "hour", "midnight", "week", "month")(name, value)
+
+
 def _fsync(name: str, value: Any) -> Any:
     if isinstance(value, str) and value in {"never", "always"}:
         return value
@@ -346,4 +436,15 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "max_message_bytes": _number(1 * KIB, "a number of bytes", whole=True),
     "max_frame_bytes": _number(64 * KIB, "a number of bytes", whole=True),
     "limits": _limits,
+    "filename": _filename,
+    "mode": _mode,
+    "owner": _owner,
+    "max_bytes": _number(1 * KIB, "a number of bytes", none=True, whole=True),
+    "when": _when,
+    "utc": _flag,
+    "backup_count": _number(0, "a number of files", whole=True),
+    "total_bytes": _number(1 * KIB, "a number of bytes", none=True, whole=True),
+    "compress": _flag,
+    "delay_compress": _flag,
+    "rotate_empty": _flag,
 }

@@ -10,6 +10,7 @@ import json
 import logging
 import re
 from datetime import datetime
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
 from logsluice.encoding import NULL
@@ -51,24 +52,41 @@ def row(frame: bytes, columns: tuple[str, ...], *, typed: bool) -> dict[str, Any
 def record(frame: bytes, columns: tuple[str, ...], *, typed: bool) -> logging.LogRecord:
     """Return the record that a frame was made of, as far as it tells; of a table of the user's own its columns."""
     values = row(frame, columns, typed=typed)
-    if not typed:
-        text = json.dumps(values, ensure_ascii=False)
-        return logging.makeLogRecord({"name": "logsluice", "levelno": logging.INFO, "levelname": "INFO", "msg": text})
-    level = values["level"]
-    moment = values["ts"].timestamp()
-    extras = {key: value for key, value in values["attributes"].items() if key not in {"message", "asctime"}}
+    return rebuilt(values) if typed else of_line(json.dumps(values, ensure_ascii=False))
+
+
+def of_line(text: str, *, level: int = logging.INFO, logger: str = "logsluice") -> logging.LogRecord:
+    """Return a record that says a text of which no more is known."""
+    return logging.makeLogRecord(
+        {"name": logger, "levelno": level, "levelname": logging.getLevelName(level), "msg": text}
+    )
+
+
+def rebuilt(values: dict[str, Any]) -> logging.LogRecord:
+    """
+    Return a record that says what the columns of `logs` do: {column: value}, typed or as `capture` left them.
+
+    Nothing in it is of the program: a formatter may do with it what it likes.
+    """
+    level = int(values["level"])
+    ts = values["ts"]
+    moment = (ts if isinstance(ts, datetime) else _TYPES["ts"](ts)).timestamp()
+    attributes: dict[str, Any] = values["attributes"]
     ids = ("trace_id", "span_id", "correlation_id", "user_id", "organization_id")
+    file = values["file"] or ""
     return logging.makeLogRecord(
         {
-            **extras,
+            **{key: value for key, value in attributes.items() if key not in {"message", "asctime", "levelname"}},
             **{key: values[key] for key in ids if values[key] is not None},
             "name": values["logger"],
             "levelno": level,
-            "levelname": logging.getLevelName(level),
+            "levelname": attributes.get("levelname") or logging.getLevelName(level),
             "msg": values["message"],
             "args": None,
-            "pathname": values["file"],
-            "lineno": values["line"],
+            "pathname": file,
+            "filename": PurePath(file).name,
+            "module": PurePath(file).stem,
+            "lineno": int(values["line"] or 0),
             "funcName": values["func"],
             "threadName": values["thread"],
             "created": moment,

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import importlib
+import logging
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
 from logsluice.base import BaseHandler
 from logsluice.columns import Table, target_from
-from logsluice.config import PostgresSettings
+from logsluice.config import FileSettings, PostgresSettings
 from logsluice.errors import ConfigError
+from logsluice.formatters import SluiceJsonFormatter
+from logsluice.lines import LineTarget
 
 if TYPE_CHECKING:
     from logsluice.adoption import OrphanBuffer
@@ -31,7 +34,7 @@ class PostgresHandler(BaseHandler):
     _kind = PostgresSettings
     _settings: PostgresSettings
 
-    def __init__(self, *, level: int | str = 0, **options: Any) -> None:
+    def __init__(self, *, level: int | str = logging.NOTSET, **options: Any) -> None:
         super().__init__(level=level, **options)
 
     def _targets_from(self) -> dict[str, Target]:
@@ -68,6 +71,46 @@ class PostgresHandler(BaseHandler):
 
     def _target_of(self, header: Header, mine: Target) -> Target:
         return replace(cast("Table", mine), columns=header.columns, sources=() if header.mapped else None)
+
+
+class JsonFileHandler(BaseHandler):
+    """
+    It writes every record it is given into a file, one JSON object a line, from a thread of its own.
+
+    Options: `logsluice.config.FileSettings` says them and their units. A formatter set with `setFormatter`, or by
+    dictConfig, makes the line instead. See `BaseHandler` for what a logging call does and never does.
+    """
+
+    _kind = FileSettings
+    _settings: FileSettings
+
+    def __init__(self, *, level: int | str = logging.NOTSET, **options: Any) -> None:
+        super().__init__(level=level, **options)
+
+    def _targets_from(self) -> dict[str, Target]:
+        self._lines = SluiceJsonFormatter(names=self._settings.names)
+        return {"file": LineTarget(self._settings.filename, self._line_formatter, "no file refuses a line")}
+
+    def _line_formatter(self) -> logging.Formatter:
+        return self.formatter or self._lines
+
+    def _formatter(self) -> logging.Formatter | None:
+        return None  # it makes the whole line, not the message
+
+    def _load(self) -> None:
+        importlib.import_module("logsluice.sinks.file")
+
+    def _sinks(self, listener: Listener) -> SinkMaker:
+        from logsluice.sinks.file import FileSink, LogFile  # noqa: PLC0415 - loaded by `_load`; fcntl: not on Windows
+
+        file = LogFile(self._settings, self.diagnostics, listener.deadline, self._now)
+        return lambda _target, stream, orphan: FileSink(file, stream, fresh=orphan is None)
+
+    def _described(self, target: Target) -> tuple[str, str, dict[str, str]]:
+        return "file", "", {"filename": target.name}
+
+    def _target_of(self, header: Header, mine: Target) -> Target:  # noqa: ARG002 - a line is a line
+        return mine
 
 
 def _check_dsn(settings: PostgresSettings) -> None:
