@@ -1,18 +1,19 @@
 """
 logsluice: Python logs into PostgreSQL. The map, in the order in which a record meets the stations.
 
-    handlers.py    PostgresHandler: its options, its sink
+    handlers.py    PostgresHandler, JsonFileHandler, SinkHandler: their options, their sinks
     base.py        what all handlers are: handle, flush, close                caller's thread
     quick.py       an ordinary record, from `handle` to the buffer            caller's thread
     capture.py     LogRecord -> captured fields. Pure                         caller's thread
     encoding.py    fields -> frame, one row of COPY text. Pure                caller's thread
+    formatters.py, lines.py    fields -> frame, one line of JSON or text. Pure    caller's thread
     intake.py      Intake(QueueHandler): any record's frame, enqueue          caller's thread
     buffer.py      Buffer: the segments that wait                             both; rules on top
     journal.py, folder.py, journal_buffer.py, keeper.py, adoption.py          with journal=: segments that are files
     listener.py    Listener(QueueListener): the loop                          the listener's thread
     shards.py      with connections=N: which pair a record goes to            both
     routes.py      one table's stream, and where its delivery stands          the listener's thread
-    sinks/         the Sink protocol; postgres.py: the transaction; link.py, failures.py
+    sinks/         the Sink protocol; postgres.py: the transaction; link.py, failures.py; file.py; guard.py
     delivery.py    verdicts on failures, back-off, breaker. Pure
     fallback.py    the last resort;  decoding.py: frames back to rows
     isolation.py   which rows a rejection names; notices.py: what is said on stderr
@@ -24,7 +25,7 @@ logsluice: Python logs into PostgreSQL. The map, in the order in which a record 
     ---- beside the path ----
     children.py    spawned children;  testing.py, pytest_plugin.py: rows for people's own tests
     deadletters.py dead letters, sent again;  devserver/  an embedded PostgreSQL;  doctor/;  cli/
-    journals.py    a journal's folder, shown and loaded by hand
+    journals.py    a journal's folder, shown and loaded by hand;  conformance.py: the rules of a sink, tried
 
 A record is one `logging.LogRecord`; its frame is the record as immutable bytes; a segment is a memory map that frames
 are appended to; a batch is a slice of a segment, sent in one transaction; the watermark is the position up to which a
@@ -45,12 +46,12 @@ if TYPE_CHECKING:
     from logsluice.accounting import Stats
     from logsluice.children import child_init
     from logsluice.errors import ConfigError, LogsluiceError
-    from logsluice.handlers import JsonFileHandler, PostgresHandler
+    from logsluice.handlers import JsonFileHandler, PostgresHandler, SinkHandler
     from logsluice.lifecycle import drain_on_sigterm
 
 __all__ = [
-    "ConfigError", "JsonFileHandler", "LogsluiceError", "PostgresHandler", "Stats", "child_init", "context",
-    "drain_on_sigterm", "testing",
+    "ConfigError", "JsonFileHandler", "LogsluiceError", "PostgresHandler", "SinkHandler", "Stats", "child_init",
+    "context", "drain_on_sigterm", "testing",
 ]  # fmt: skip
 
 _HOMES = {
@@ -58,6 +59,7 @@ _HOMES = {
     "LogsluiceError": "logsluice.errors",
     "JsonFileHandler": "logsluice.handlers",
     "PostgresHandler": "logsluice.handlers",
+    "SinkHandler": "logsluice.handlers",
     "Stats": "logsluice.accounting",
     "child_init": "logsluice.children",
     "drain_on_sigterm": "logsluice.lifecycle",

@@ -380,7 +380,7 @@ class BaseHandler(logging.Handler):
 
     def entry(self) -> tuple[Intake, Target]:
         """Return an entry with nothing behind it, and its table. For `logsluice.testing`."""
-        return self._make(journal=False)[0], self._targets["logs"]
+        return self._make(journal=False)[0], next(iter(self._targets.values()))
 
     # --- Sink: what a handler of another sink does in another way -------------------------------------------------
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import importlib
 import logging
 import os
 import re
@@ -195,6 +196,24 @@ class FileSettings(Settings):
         return None if self.owner is None else owner_ids(self.owner)
 
 
+@dataclass(frozen=True, kw_only=True)
+class SinkSettings(Settings):
+    """What a `SinkHandler` can be told besides."""
+
+    sink: Any = None  # a class, or "package.module.Class": called with `stream=` and the options, once a stream
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict, repr=False)  # for that class; may hold secrets
+    format: str = "json"  # of frames: "json", one object a line, or "copy", rows of PostgreSQL's COPY text
+    names: str = "sluice"  # of the keys, for "json": "sluice", "otel", "ecs", "plain" (formatters.py)
+
+    def check(self, given: frozenset[str]) -> None:
+        """As for all; there must be a sink."""
+        super().check(given)
+        if "sink" not in given:
+            raise ConfigError("sink is missing: name a class, for example sink='myprogram.sinks.SqliteSink'")
+        if "stream" in self.options:
+            raise ConfigError("options: 'stream' is what the handler itself gives the sink; take another name")
+
+
 def owner_ids(owner: str) -> tuple[int, int]:
     """Return (uid, gid) of "user:group", names or numbers; -1 for one that is not said. Raises LookupError."""
     import grp  # noqa: PLC0415 - not on Windows
@@ -353,6 +372,26 @@ def _owner(name: str, value: Any) -> Any:
     return value
 
 
+def _imported(name: str, value: Any) -> Any:
+    if isinstance(value, str):
+        module, dot, attribute = value.rpartition(".")
+        try:
+            value = getattr(importlib.import_module(module), attribute) if dot else None
+        except (ImportError, AttributeError) as error:
+            raise ConfigError(
+                f"{name}: {value!r} cannot be imported ({error}); write 'package.module.Class'"
+            ) from error
+    if not callable(value):
+        raise ConfigError(f"{name} must be a class or 'package.module.Class', got {value!r}")
+    return value
+
+
+def _mapping(name: str, value: Any) -> dict[str, Any]:
+    if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
+        raise ConfigError(f"{name} must be a mapping of names to values, got {type(value).__name__}")
+    return dict(value)
+
+
 def _when(name: str, value: Any) -> Any:
     names = {"H": "hour", "D": "midnight", "day": "midnight"}  # as logging's own handler has them
     value = names.get(value, value) if isinstance(value, str) else value
@@ -447,4 +486,7 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "compress": _flag,
     "delay_compress": _flag,
     "rotate_empty": _flag,
+    "sink": _imported,
+    "options": _mapping,
+    "format": _one_of("json", "copy"),
 }

@@ -8,8 +8,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
 from logsluice.base import BaseHandler
-from logsluice.columns import Table, target_from
-from logsluice.config import FileSettings, PostgresSettings
+from logsluice.columns import LOG_COLUMNS, Table, target_from
+from logsluice.config import FileSettings, PostgresSettings, SinkSettings
 from logsluice.errors import ConfigError
 from logsluice.formatters import SluiceJsonFormatter
 from logsluice.lines import LineTarget
@@ -110,6 +110,48 @@ class JsonFileHandler(BaseHandler):
         return "file", "", {"filename": target.name}
 
     def _target_of(self, header: Header, mine: Target) -> Target:  # noqa: ARG002 - a line is a line
+        return mine
+
+
+class SinkHandler(BaseHandler):
+    """
+    It hands every record it is given to a sink of one's own, from a thread of its own.
+
+    Options: `logsluice.config.SinkSettings` says them and their units. The rules that a sink keeps are in
+    `logsluice.sinks`, and `logsluice.testing.check_sink` tries them. See `BaseHandler` for what a logging call does and
+    never does.
+    """
+
+    _kind = SinkSettings
+    _settings: SinkSettings
+
+    def __init__(self, *, level: int | str = logging.NOTSET, **options: Any) -> None:
+        super().__init__(level=level, **options)
+
+    def _targets_from(self) -> dict[str, Target]:
+        self._lines = SluiceJsonFormatter(names=self._settings.names)
+        name, refused = self._settings.sink.__qualname__, "what the sink made its dead letters"
+        if self._settings.format == "json":
+            return {"sink": LineTarget(name, lambda: self.formatter or self._lines, refused)}
+        return {"sink": Table("", "", name, LOG_COLUMNS)}
+
+    def _formatter(self) -> logging.Formatter | None:
+        return self.formatter if self._settings.format == "copy" else None
+
+    def _load(self) -> None:
+        importlib.import_module("logsluice.sinks.guard")
+
+    def _sinks(self, listener: Listener) -> SinkMaker:  # noqa: ARG002 - its limits are the sink's own affair
+        from logsluice.sinks.guard import Guard  # noqa: PLC0415 - loaded by `_load`
+
+        settings = self._settings
+        return lambda _target, stream, _orphan: Guard(settings.sink(stream=stream, **settings.options))
+
+    def _described(self, target: Target) -> tuple[str, str, dict[str, str]]:  # noqa: ARG002 - named by its class
+        sink = self._settings.sink
+        return "sink", "", {"sink": f"{sink.__module__}.{sink.__qualname__}", "format": self._settings.format}
+
+    def _target_of(self, header: Header, mine: Target) -> Target:  # noqa: ARG002 - frames of one format are alike
         return mine
 
 

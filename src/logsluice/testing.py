@@ -13,15 +13,20 @@ columns is seen as the table would see it. pytest users have the same as the fix
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 from typing import TYPE_CHECKING, Any
 
 from logsluice import lifecycle
+from logsluice.conformance import RULES, Bench
 from logsluice.decoding import row
 from logsluice.handlers import PostgresHandler
+from logsluice.sinks.guard import Guard
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
+
+    from logsluice.sinks import Sink
 
 
 @contextlib.contextmanager
@@ -77,6 +82,36 @@ def captured(
                 handler.__dict__["handle"] = handle
         for handler in inside:
             handler.__dict__["handle"] = handler.only_count
+
+
+def check_sink(
+    factory: Callable[[int], Sink],
+    read: Callable[[], Iterable[str]],
+    *,
+    once: bool = True,
+    broken: Callable[[bool], object] | None = None,
+    silent: Callable[[bool], object] | None = None,
+    limit: float = 30.0,
+) -> None:
+    """
+    Try the numbered rules of a sink (`logsluice.sinks`) over one of your own, made for `format="json"`.
+
+    `factory(stream)` makes a sink of a stream; what it raises is treated as `SinkHandler` treats it. `read()` returns
+    all that is stored, as texts that hold the lines. `broken(True)` makes what is behind the sink fail and
+    `broken(False)` mends it; `silent` the same, but it does not answer, for longer than the sink's own `limit` of
+    seconds; a rule whose fault is not given is left out. `once=False`: rows sent again may be stored again. Blocks for
+    what the sink takes. Raises AssertionError, which says the rule's number and what was wrong.
+    """
+
+    def frame(seq: int, text: str) -> bytes:
+        line = json.dumps({"message": text, "stream": str(bench.streams[-1]), "seq": seq})
+        return f"{seq}\t{logging.INFO}\tcheck\t{line}\n".encode()
+
+    bench = Bench(
+        lambda stream: Guard(factory(stream)), read, frame, once=once, broken=broken, silent=silent, limit=limit
+    )
+    for rule in RULES:
+        rule(bench)
 
 
 def _taker(handler: PostgresHandler, rows: list[dict[str, Any]]) -> Callable[[logging.LogRecord], bool]:

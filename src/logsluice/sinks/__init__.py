@@ -8,6 +8,7 @@ A sink takes batches to where they are stored. Rules:
 5. Any one wait ends within `io_timeout`; a connection that timed out is never used again.
 6. Rows in `batch.aside` are not sent; they are kept as dead letters together with the rest, or not at all.
 7. No message holds a secret or row content.
+8. `accepts_any` stores nothing. After `idle` and `close`, `open` begins anew.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from typing import TYPE_CHECKING, Protocol
 from logsluice.errors import LogsluiceError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from logsluice.buffer import Batch
     from logsluice.delivery import Failure
 
@@ -47,27 +50,46 @@ class Counts:
     dropped: int
 
 
+def rows(batch: Batch) -> Iterator[tuple[int, str]]:
+    """
+    Yield (seq, line) of each row of a batch that is to be stored, for `format="json"`: the line is the JSON object.
+
+    A negative seq is of a row of our own, which says how many records were dropped.
+    """
+    for at, frame in batch.lines():
+        if at not in batch.aside:
+            seq, _, _, line = frame.decode().removesuffix("\n").split("\t", 3)
+            yield int(seq), line.replace("\v", "\n")
+
+
 class Sink(Protocol):
-    """The contract above."""
+    """The contract above. A class of one's own inherits from it and writes `write`, and of the rest what it needs."""
 
     @property
     def connected(self) -> bool:
         """Whether something is held open that `idle` may close."""
+        return False
 
-    def accepts_any(self, rows: list[bytes]) -> bool:
+    def accepts_any(self, rows: list[bytes]) -> bool:  # noqa: ARG002 - by default nothing is refused for all rows
         """Try frames one by one, storing none; True as soon as one would be taken."""
+        return True
 
     def open(self) -> None:
         """Connect and check, if that is still to be done; `write` may count on it. Raises `SinkError`."""
+        return
 
     def write(self, batch: Batch, counts: Counts) -> Outcome:
         """Store a batch of one stream and advance its watermark."""
+        ...
 
-    def idle(self, seconds: float) -> None:
+    def idle(self, seconds: float) -> None:  # noqa: ARG002 - by default nothing is held open
         """Hear that nothing was written for so long; a connection may be closed."""
+        return
 
     def retire(self) -> None:
         """Hear that the stream's journal is gone: nothing of it comes any more. Never raises."""
+        return
 
     def close(self) -> None:
         """Release everything. Never raises."""
+        return
