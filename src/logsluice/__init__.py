@@ -1,6 +1,7 @@
 """
 logsluice: Python logs into PostgreSQL. The map, in the order in which a record meets the stations.
 
+    filters.py     samples, rate limits, duplicates, where people set one     caller's thread
     handlers.py    PostgresHandler, JsonFileHandler, SinkHandler: their options, their sinks
     base.py        what all handlers are: handle, flush, close                caller's thread
     quick.py       an ordinary record, from `handle` to the buffer            caller's thread
@@ -17,7 +18,7 @@ logsluice: Python logs into PostgreSQL. The map, in the order in which a record 
     delivery.py    verdicts on failures, back-off, breaker. Pure
     fallback.py    the last resort;  decoding.py: frames back to rows
     isolation.py   which rows a rejection names; notices.py: what is said on stderr
-    lifecycle.py   fork, exit, SIGTERM;  figures.py: what `stats` says
+    lifecycle.py   fork, exit, SIGTERM;  figures.py: what `stats` says;  keys.py: what keys records have
     schema.py, partitions.py, columns.py    the tables that rows go to;  targets.py: what any frames are for
     ---- ground ----
     accounting.py  redaction.py  context.py  config.py  configfile.py  diagnostics.py  primitives.py

@@ -6,7 +6,8 @@ The conservation law, checked by tests after every fault against the rows in the
     offered  = accepted + dropped
     accepted = stored + dead + abandoned + waiting
 
-A record inside its logging call counts as waiting. Rows of our own (drop markers) are counted apart.
+A record inside its logging call counts as waiting. Rows of our own (drop markers) are counted apart. What a filter kept
+back was never offered; what the filters of logsluice.filters kept back is shown beside, as `suppressed_by`.
 """
 
 from __future__ import annotations
@@ -135,3 +136,6 @@ class Stats:
     histograms: dict[str, dict[str, Any]]
     recent: dict[str, list[dict[str, Any]]]  # "stored": the last 10 batches, "failed": the last 50
     journal: dict[str, Any] | None = None  # of the folder, if there is one: see figures.py
+    # (reason, level) -> records that filters on the handler kept back: never offered. What those on loggers kept back,
+    # which no handler hears of, is in logsluice.filters.figures().
+    suppressed_by: dict[tuple[str, int], int] = field(default_factory=dict)

@@ -18,7 +18,7 @@ import time
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
-from logsluice import lifecycle, shards
+from logsluice import filters, lifecycle, shards
 from logsluice.adoption import Adopter, OrphanBuffer
 from logsluice.buffer import Buffer, RefusedError, Tally
 from logsluice.capture import Rules
@@ -30,6 +30,7 @@ from logsluice.folder import Folder, boot_id
 from logsluice.intake import Intake
 from logsluice.journal import Header
 from logsluice.journal_buffer import JournalBuffer
+from logsluice.keys import key_from
 from logsluice.lifecycle import OWN_THREADS
 from logsluice.listener import Listener
 from logsluice.primitives import SimpleQueue, get_ident
@@ -76,7 +77,7 @@ class BaseHandler(logging.Handler):
         self._settings = settings_from(options, self._kind)
         self._targets = self._targets_from()
         self._redactor = Redactor(self._settings.redact)
-        self._key = None if self._settings.shard_by is None else shards.key_from(self._settings.shard_by)
+        self._key = None if self._settings.shard_by is None else key_from("shard_by", self._settings.shard_by)
         self._clock: Callable[[], float] = time.time
         self._noise = 0
         self._pid = os.getpid()
@@ -478,6 +479,7 @@ class BaseHandler(logging.Handler):
         Blocks for at most `timeout` seconds, `shutdown_timeout` when None. Returns at once, without waiting, on our
         own threads and while the caller holds logging's lock (inside `dictConfig`): waiting there could last for ever.
         """
+        filters.report(self.filters)
         if self._pair is None:
             return True
         seconds = self._settings.shutdown_timeout if timeout is None else timeout
@@ -511,6 +513,7 @@ class BaseHandler(logging.Handler):
         does not wait: the handler goes on sending, and exit waits for it.
         """
         # Each line may be repeated: a SIGTERM in the middle closes again, and must find nothing taken for done.
+        filters.report(self.filters, everything=True)  # "12 more were suppressed": records like any other
         self._ended = True
         if self._pair is None:  # also of one that a ConfigError left half made
             super().close()

@@ -271,7 +271,8 @@ def plain(value: Any) -> Any:
     return value
 
 
-def _level(name: str, value: Any) -> int:
+def level_from(name: str, value: Any) -> int:
+    """Return a level by its name or number. Raises `ConfigError`, in the option's name, for what is neither."""
     if isinstance(value, int) and not isinstance(value, bool):
         return value
     number = logging.getLevelName(value) if isinstance(value, str) else None
@@ -452,7 +453,7 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "capacity": _number(1, "a number of records", none=True, whole=True),
     "when_full": _one_of("drop", "block"),
     "block_timeout": _number(0, "seconds"),
-    "keep_level": _level,
+    "keep_level": level_from,
     "journal": _folder,
     "journal_bytes": _number(1 * MIB, "a number of bytes", whole=True),
     "fsync": _fsync,
@@ -462,7 +463,7 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "batch_bytes": _number(1 * KIB, "a number of bytes", whole=True),
     "linger": _number(0.001, "seconds"),  # below a millisecond the listener would only spin
     "slow_batch": _number(0, "seconds"),
-    "flush_level": _level,
+    "flush_level": level_from,
     "connections": _connections,
     "shard_by": _text,
     "io_timeout": _number(0.1, "seconds"),

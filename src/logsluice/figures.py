@@ -6,6 +6,7 @@ import logging
 import time
 from typing import TYPE_CHECKING, Any
 
+from logsluice import filters
 from logsluice.accounting import Stats, together
 from logsluice.journal_buffer import JournalBuffer
 from logsluice.listener import adoption_figures
@@ -65,6 +66,7 @@ def stats_of(handler: BaseHandler, listeners: list[Listener]) -> Stats:
         watermark_missing=sum(getattr(route.sink, "missing", 0) for route in routes)
         + sum(one["watermark_missing"] for listener in listeners for one in adoptions(listener)),
         journal=None if settings.journal is None or not listeners else journal_figures(settings.journal, listeners),
+        suppressed_by=filters.suppressed_by(handler.filters),
     )
 
 

@@ -17,14 +17,9 @@ import time
 import zlib
 from typing import TYPE_CHECKING, Any
 
-from logsluice import context
-from logsluice.capture import ID_COLUMNS, ambient_ids, task_name
-from logsluice.columns import lookup, source_from
-from logsluice.errors import ConfigError
 from logsluice.listener import Listener
 
 if TYPE_CHECKING:
-    import logging
     from collections.abc import Callable, Sequence
 
     from logsluice.buffer import Buffer
@@ -36,13 +31,7 @@ if TYPE_CHECKING:
 
     Pair = tuple[Intake, Listener]
 
-# Fields that records of one kind share; what is not here differs with each record, or is the same for all.
-ATTRIBUTES = {
-    "logger": "name", "level": "levelno", "levelname": "levelname", "file": "pathname", "line": "lineno",
-    "func": "funcName", "thread": "threadName", "template": "msg",
-}  # fmt: skip
 AGAIN = 1.0  # seconds until a full buffer with nothing to send looks for room
-OTEL = {"trace_id": "otelTraceID", "span_id": "otelSpanID"}
 
 
 class ShardListener(Listener):
@@ -117,39 +106,3 @@ def watch_capacity(buffer: Buffer, turn: Callable[..., None]) -> None:
 def index_of(key: object, count: int) -> int:
     """Return the shard of a key: the same in each process and each run."""
     return zlib.crc32(str.encode(str(key), "utf-8", "surrogatepass")) % count
-
-
-def key_from(shard_by: str) -> Callable[[logging.LogRecord], Any]:
-    """Return what gets the key of a record, None for one without; it may raise whatever the program's objects raise."""
-    source = source_from("shard_by", shard_by)
-    name, path = source.path[0], source.path
-    if source.kind == "extra":
-        return lambda record: _extra(record, path)
-    if source.kind == "context":
-        return lambda _record: lookup(context.get(), path)
-    if name in ID_COLUMNS:
-        return lambda record: _identifier(record, name)
-    if name == "task":
-        return task_name
-    if name not in ATTRIBUTES:
-        known = ", ".join(sorted([*ATTRIBUTES, *ID_COLUMNS, "task"]))
-        raise ConfigError(
-            f"shard_by={shard_by!r} is no key: it differs with each record or is the same for all; "
-            f"name an extra ('extra.session_id'), a bound value ('context.session_id') or one of {known}"
-        )
-    attribute = ATTRIBUTES[name]
-    return lambda record: getattr(record, attribute)
-
-
-def _extra(record: logging.LogRecord, path: tuple[str, ...]) -> Any:
-    value = lookup(record.__dict__, path)
-    return lookup(record.__dict__.get("extra"), path) if value is None else value  # loguru wraps all in one attribute
-
-
-def _identifier(record: logging.LogRecord, name: str) -> Any:
-    """Return an id as capture finds it: an extra before a bound value before other libraries'."""
-    d, bound = record.__dict__, context.get() or {}
-    for value in (d.get(name), d.get(OTEL.get(name, "")), bound.get(name)):
-        if value is not None:
-            return value
-    return ambient_ids().get(name)

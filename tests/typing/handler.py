@@ -64,6 +64,7 @@ def look(handler: PostgresHandler) -> tuple[int, float]:
     breaker: str = stats.breaker
     last: float | None = stats.last_stored_at
     by: dict[tuple[str, int], int] = stats.dropped_by
+    by = stats.suppressed_by
     given_up: dict[str, int] = stats.abandoned_by
     oldest: float = stats.oldest_waiting_seconds
     flushed: bool = handler.flush(timeout=1.5)

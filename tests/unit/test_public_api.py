@@ -100,6 +100,7 @@ def test_the_fields_of_stats():
         "histograms",
         "recent",
         "journal",
+        "suppressed_by",
     ]
     assert expected == [field.name for field in dataclasses.fields(logsluice.Stats)]
 

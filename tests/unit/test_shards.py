@@ -14,6 +14,7 @@ from logsluice.accounting import Ledger, Totals, together
 from logsluice.config import MIB, PostgresSettings, settings_from
 from logsluice.errors import ConfigError
 from logsluice.handlers import PostgresHandler
+from logsluice.keys import key_from
 from logsluice.listener import Listener
 from logsluice.testing import captured
 from support.records import make_logger, make_record
@@ -389,6 +390,8 @@ def test_a_pair_that_cannot_be_made_loses_a_record_by_count_only(made, monkeypat
         ("user_id", {}, "u-bound"),
         ("user_id", {"user_id": "u-extra"}, "u-extra"),
         ("trace_id", {"otelTraceID": "abc"}, "abc"),
+        ("trace_id", {"otelTraceID": "0"}, None),  # what OpenTelemetry writes for none
+        ("user_id", {"user_id": None}, "u-bound"),
         ("organization_id", {}, None),
         ("logger", {}, "shop.orders"),
         ("level", {}, logging.INFO),
@@ -402,12 +405,12 @@ def test_a_pair_that_cannot_be_made_loses_a_record_by_count_only(made, monkeypat
 )
 def test_the_words_of_columns_name_a_key(source, changes, key):
     with context.bound(tenant="bound", user_id="u-bound"):
-        assert shards.key_from(source)(make_record(**changes)) == key
+        assert key_from("shard_by", source)(make_record(**changes)) == key
 
 
 def test_a_key_of_an_ordinary_thread_without_bound_values():
-    assert shards.key_from("context.tenant")(make_record()) is None
-    assert shards.key_from("user_id")(make_record()) is None
+    assert key_from("shard_by", "context.tenant")(make_record()) is None
+    assert key_from("shard_by", "user_id")(make_record()) is None
 
 
 @pytest.mark.parametrize("source", ["ts", "seq", "message", "stream", "pid", "host", "service", "attributes"])
