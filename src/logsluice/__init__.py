@@ -27,6 +27,7 @@ logsluice: Python logs into PostgreSQL. The map, in the order in which a record 
     children.py    spawned children;  testing.py, pytest_plugin.py: rows for people's own tests
     deadletters.py dead letters, sent again;  devserver/  an embedded PostgreSQL;  doctor/;  cli/
     journals.py    a journal's folder, shown and loaded by hand;  conformance.py: the rules of a sink, tried
+    console.py     ConsoleHandler: lines for people at a terminal, written by the call itself
 
 A record is one `logging.LogRecord`; its frame is the record as immutable bytes; a segment is a memory map that frames
 are appended to; a batch is a slice of a segment, sent in one transaction; the watermark is the position up to which a
@@ -46,17 +47,19 @@ if TYPE_CHECKING:
     from logsluice import context, testing
     from logsluice.accounting import Stats
     from logsluice.children import child_init
+    from logsluice.console import ConsoleHandler
     from logsluice.errors import ConfigError, LogsluiceError
     from logsluice.handlers import JsonFileHandler, PostgresHandler, SinkHandler
     from logsluice.lifecycle import drain_on_sigterm
 
 __all__ = [
-    "ConfigError", "JsonFileHandler", "LogsluiceError", "PostgresHandler", "SinkHandler", "Stats", "child_init",
-    "context", "drain_on_sigterm", "testing",
+    "ConfigError", "ConsoleHandler", "JsonFileHandler", "LogsluiceError", "PostgresHandler", "SinkHandler", "Stats",
+    "child_init", "context", "drain_on_sigterm", "testing",
 ]  # fmt: skip
 
 _HOMES = {
     "ConfigError": "logsluice.errors",
+    "ConsoleHandler": "logsluice.console",
     "LogsluiceError": "logsluice.errors",
     "JsonFileHandler": "logsluice.handlers",
     "PostgresHandler": "logsluice.handlers",
