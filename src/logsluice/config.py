@@ -72,7 +72,7 @@ class Settings:
     fallback: str | None = None  # name of another handler: it gets what would be dropped, or is left in memory at exit
 
     # Batches.
-    batch_size: int | None = None  # records in one transaction; None: only bytes count
+    batch_size: int | None = None  # records in one transaction, sent when there are so many; None: only bytes count
     batch_bytes: int = 2 * MIB  # bytes in one transaction
     linger: float = 0.5  # seconds a record may wait for company
     slow_batch: float = 0.1  # seconds; a slower batch is reported, at most once a minute

@@ -23,7 +23,9 @@ class Fallback:
         handler = logging._handlers.get(self.name)  # type: ignore[attr-defined]  # noqa: SLF001 - public from Python 3.12
         if handler is None or handler is self._owner:
             self._diagnostics.say(
-                "fallback", f"there is no other handler named {self.name!r} (fallback=): it is not used"
+                "fallback",
+                f"there is no other handler named {self.name!r} (fallback=): it is not used (logging forgets a handler "
+                "that is on no logger)",
             )
             return False
         if record.levelno < handler.level:

@@ -73,6 +73,12 @@ class Intake(logging.handlers.QueueHandler):
             self.enqueue(frame, logging.NOTSET)
             return
         self.wake(level)
+        batch_size = self._settings.batch_size
+        try:
+            if batch_size and not buffer.offered() % batch_size:
+                self.hurry()
+        except RecursionError:
+            pass  # the frame is in, and must not be offered again
 
     def wake(self, level: int) -> None:
         """Wake the listener if a record of this level does. After the append, never before: see Listener._sleep."""
@@ -80,11 +86,19 @@ class Intake(logging.handlers.QueueHandler):
             if level >= self._flush_level:
                 self.urgent = True
                 self.buffer.hasten()
-            try:
-                if self.no_token():
-                    self.put(None)
-            except Exception:
-                pass  # no memory for a token: the frame is in, and must not be offered again
+            self._put_token()
+
+    def hurry(self) -> None:
+        """Have what waits sent now: there is a batch of it."""
+        self.urgent = True
+        self._put_token()
+
+    def _put_token(self) -> None:
+        try:
+            if self.no_token():
+                self.put(None)
+        except Exception:
+            pass  # no memory for a token: the frame is in, and must not be offered again
 
     def mark(self, dropped: int, reasons: str, since: float, until: float) -> bool:
         """Append the row that says what was dropped; False if there is no room even for that. Listener only."""

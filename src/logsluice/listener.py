@@ -538,10 +538,21 @@ class Listener(logging.handlers.QueueListener):
         limit = self.settings.retry_limit
         if limit is not None and route.retries > limit and (verdict is not Verdict.SHRINK or batch.rows == 1):
             records = batch.rows - route.markers(batch)
-            route.ledger.totals = route.ledger.totals.abandon("retry_limit", records)
+            handed = self._hand_over(route, batch)
+            if handed:
+                route.ledger.totals = route.ledger.totals.abandon("fallback", handed)
+            if records - handed:
+                route.ledger.totals = route.ledger.totals.abandon("retry_limit", records - handed)
             self._settle(route, batch)
-            self.diagnostics.say("abandoned", f"{records} records given up after {limit} retries (retry_limit)")
+            where = f", {handed} of them to the fallback" if handed else ""
+            self.diagnostics.say("abandoned", f"{records} records given up after {limit} retries (retry_limit){where}")
             route.retries = 0
+
+    def _hand_over(self, route: Route, batch: Batch) -> int:
+        """Give the fallback what nobody else will take; return how many records it took."""
+        if self.fallback is None:
+            return 0
+        return sum(self.fallback(frame, route.target) for _, frame in batch.lines())
 
     def _fail_all(self, failure: Failure) -> None:
         for route in [*self.routes, *self.adopted]:
@@ -568,9 +579,8 @@ class Listener(logging.handlers.QueueListener):
             buffer.keep()
             while batch := buffer.take(self.settings.batch_bytes):
                 left = batch.rows - route.markers(batch)
-                if self.fallback is not None:
-                    taken = sum(self.fallback(frame, route.target) for _, frame in batch.lines())
-                    left, handed = left - taken, handed + taken
+                taken = self._hand_over(route, batch)
+                left, handed = left - taken, handed + taken
                 records += left
                 self._settle(route, batch)
         if handed:

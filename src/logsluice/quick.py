@@ -171,6 +171,7 @@ class QuickWay:
         templates, threads, lines, digits = self.templates, self.threads, self.lines, THREE_DIGITS
         modules, bound_values = sys.modules, context.get
         buffer, numbers, whole, sync = intake.buffer, intake.buffer.numbers, intake.whole, intake.sync
+        batch_size = self._settings.batch_size
         if entrance is not None:
             handler, general, own, failed = entrance
             pid, own_threads, ident = os.getpid(), OWN_THREADS, get_ident
@@ -301,11 +302,13 @@ class QuickWay:
                 except (ValueError, TypeError):  # a full segment, or a level that cannot be compared
                     intake.enqueue(frame, level)
                 else:
-                    if level >= intake.wake_level:
-                        try:
+                    try:
+                        if level >= intake.wake_level:
                             intake.wake(level)
-                        except RecursionError:
-                            pass  # the frame is in, and must not be offered again
+                        if batch_size and not (seq or buffer.offered()) % batch_size:
+                            intake.hurry()
+                    except RecursionError:
+                        pass  # the frame is in, and must not be offered again
                 if sync is not None:
                     try:
                         sync()

@@ -1,0 +1,146 @@
+"""
+Configurations to begin with: plain data for `logging.config.dictConfig`, printed by `logsluice preset NAME`.
+
+    three_level   a console, an errors' file, a file of all, PostgreSQL
+    activity      many small records of what users do: batches by size or time, two connections
+    batched       a batch when it is full or after five seconds, and a line when one was slow
+    audit         one connection, small batches, three attempts, and a file for what PostgreSQL would not take
+    structured    PostgreSQL with a journal: what a call returned from survives the process
+
+Each function returns a new dict of what JSON can hold; change it as you like, or print it and edit it by hand.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from typing import TYPE_CHECKING, Any
+
+from logsluice.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+TIME = "%Y-%m-%d %H:%M:%S"  # on the console
+PRODUCTION = ("LOGSLUICE_ENV", "APP_ENV")  # environment variables that say "production"
+KEPT = 30  # rotated files: a month of days
+
+
+def level_of_environment() -> str:
+    """Return the level that LOG_LEVEL names, INFO if it is not set. Raises ConfigError for one that there is not."""
+    name = os.environ.get("LOG_LEVEL", "").strip().upper() or "INFO"
+    if not isinstance(logging.getLevelName(name), int):
+        raise ConfigError(
+            f"LOG_LEVEL={os.environ['LOG_LEVEL']!r} is no level: write DEBUG, INFO, WARNING, ERROR or CRITICAL"
+        )
+    return name
+
+
+def in_production() -> bool:
+    """Whether LOGSLUICE_ENV, or else APP_ENV, is `production`."""
+    named = next((os.environ[name] for name in PRODUCTION if os.environ.get(name)), "")
+    return named.strip().lower() == "production"
+
+
+def three_level(
+    service: str = "app",
+    dsn: str | None = None,
+    *,
+    dsn_env: str = "LOGS_DSN",
+    directory: str = "logs",
+    version: str | None = None,
+) -> dict[str, Any]:
+    """
+    Return a configuration of four places: console, `error.log`, `combined.log`, PostgreSQL.
+
+    Both files are JSON lines with tracebacks, rotated at midnight, kept for 30 days.
+
+    No console in production (`LOGSLUICE_ENV` or `APP_ENV`). The level is LOG_LEVEL's, INFO without. `service` and
+    `version` are in every line of the files, and stored with the rows. Without a `dsn` it is read from the environment
+    variable `dsn_env`. Raises ConfigError for a wrong LOG_LEVEL.
+    """
+    file = {
+        "class": "logsluice.JsonFileHandler",
+        "service": service,
+        "when": "midnight",
+        "backup_count": KEPT,
+        "compress": True,
+        "delay_compress": True,
+    }
+    if version is not None:
+        file["formatter"] = "json"
+    handlers: dict[str, Any] = {
+        "console": {"class": "logsluice.ConsoleHandler", "time_format": TIME},
+        "error": {**file, "filename": f"{directory}/error.log", "level": "ERROR"},
+        "combined": {**file, "filename": f"{directory}/combined.log"},
+        "postgres": {**_postgres(dsn, dsn_env), "service": service, "service_version": version},
+    }
+    if in_production():
+        del handlers["console"]
+    config = _config(handlers, level_of_environment())
+    if version is not None:
+        config["formatters"] = {
+            "json": {"()": "logsluice.formatters.SluiceJsonFormatter", "static_fields": {"version": version}}
+        }
+    return config
+
+
+def activity(service: str = "app", dsn: str | None = None, *, dsn_env: str = "LOGS_DSN") -> dict[str, Any]:
+    """Return a configuration for many small records: 10,000 may wait, 100 or a second's are sent, two connections."""
+    options = {"capacity": 10_000, "batch_size": 100, "linger": 1.0, "connections": 2}
+    return _config({"postgres": {**_postgres(dsn, dsn_env), "service": service, **options}})
+
+
+def batched(service: str = "app", dsn: str | None = None, *, dsn_env: str = "LOGS_DSN") -> dict[str, Any]:
+    """Return a configuration that sends 100 records or those of 5 s, and says when a batch took over 0.1 s."""
+    options = {"batch_size": 100, "linger": 5.0, "slow_batch": 0.1}
+    return _config({"postgres": {**_postgres(dsn, dsn_env), "service": service, **options}})
+
+
+def audit(
+    service: str = "app", dsn: str | None = None, *, dsn_env: str = "LOGS_DSN", directory: str = "logs"
+) -> dict[str, Any]:
+    """
+    Return a configuration for audit records: 50 or those of 5 s by one connection, and three attempts a batch.
+
+    What is given up after them goes into `audit-kept.log`, JSON lines: nothing leaves without a trace.
+    """
+    options = {"batch_size": 50, "linger": 5.0, "connections": 1, "retry_limit": 2, "fallback": "kept"}
+    handlers = {
+        "postgres": {**_postgres(dsn, dsn_env), "service": service, **options},
+        "kept": {"class": "logsluice.JsonFileHandler", "filename": f"{directory}/audit-kept.log", "service": service},
+    }
+    config = _config(handlers)
+    config["root"]["handlers"] = ["postgres"]
+    # On a logger that nobody logs to: logging forgets a handler that is on none.
+    config["loggers"] = {"logsluice-kept": {"handlers": ["kept"], "propagate": False}}
+    return config
+
+
+def structured(
+    service: str = "app", dsn: str | None = None, *, dsn_env: str = "LOGS_DSN", journal: str = "journal"
+) -> dict[str, Any]:
+    """Return a configuration that keeps records in a journal until PostgreSQL has them."""
+    return _config({"postgres": {**_postgres(dsn, dsn_env), "service": service, "journal": journal}})
+
+
+PRESETS: dict[str, Callable[..., dict[str, Any]]] = {
+    "three_level": three_level,
+    "activity": activity,
+    "batched": batched,
+    "audit": audit,
+    "structured": structured,
+}
+
+
+def _postgres(dsn: str | None, dsn_env: str) -> dict[str, Any]:
+    return {"class": "logsluice.PostgresHandler", **({"dsn_env": dsn_env} if dsn is None else {"dsn": dsn})}
+
+
+def _config(handlers: dict[str, Any], level: str = "INFO") -> dict[str, Any]:
+    return {
+        "version": 1,
+        "disable_existing_loggers": False,
+        "handlers": handlers,
+        "root": {"level": level, "handlers": list(handlers)},
+    }
