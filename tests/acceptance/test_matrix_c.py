@@ -25,7 +25,7 @@ from pathlib import Path
 
 import pytest
 
-from logsluice import adoption, handlers
+from logsluice import adoption, base
 from logsluice.errors import ConfigError
 from logsluice.handlers import PostgresHandler
 from logsluice.journal import BLOCK, UnfinishedError, file_size, trailer
@@ -131,7 +131,7 @@ def test_c_04_power_loss(dsn, proxy, journal, tmp_path, monkeypatch):
     """The machine loses power: a page never reached the disk."""
     leave_behind(proxy, tmp_path, journal, 100)
     _, gone = zeroed_page(journal)
-    monkeypatch.setattr(handlers, "boot_id", lambda: "another")
+    monkeypatch.setattr(base, "boot_id", lambda: "another")
     after = inherit(proxy.dsn, journal, read=dsn)
     assert [(one["holes"], one["stored"]) for one in after.adopted] == [(1, 100 - len(gone))]
     note = f"1 hole of a page, {len(gone)} rows in it gone, {100 - len(gone)} stored; nothing was fsynced"
