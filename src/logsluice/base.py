@@ -380,7 +380,7 @@ class BaseHandler(logging.Handler):
         listener.make_route = make_route
 
     def entry(self) -> tuple[Intake, Target]:
-        """Return an entry with nothing behind it, and its table. For `logsluice.testing`."""
+        """Return an entry with nothing behind it, and its target. For `logsluice.testing`."""
         return self._make(journal=False)[0], next(iter(self._targets.values()))
 
     # --- Sink: what a handler of another sink does in another way -------------------------------------------------
@@ -464,6 +464,7 @@ class BaseHandler(logging.Handler):
             lifecycle.park(old)  # with the connection: closing it would say goodbye on the parent's socket
             for route in [*old[1].routes, *old[1].adopted]:
                 route.buffer.discard()
+                route.sink.forked()
         if self._folder is not None:
             self._folder.renew()
             self._folder = None

@@ -97,6 +97,10 @@ class Table:
             return None
         return decoding.record(frame, self.columns, typed=self.plain)
 
+    def row_of(self, frame: bytes) -> dict[str, Any]:
+        """Return {column: value}, typed where the columns are those of `logs`."""
+        return decoding.row(frame, self.columns, typed=self.plain)
+
 
 def _logs_row(captured: Captured, _record: logging.LogRecord, rules: Rules) -> bytes:
     captured.fields["attributes"] = attributes_json(captured, rules)

@@ -160,32 +160,25 @@ class FileSettings(Settings):
     """What a `JsonFileHandler` can be told besides."""
 
     filename: str = ""  # of the log file; its folder is made if it is not there
-    names: str = (
-        "sluice"  # of the keys: "sluice", "otel", "ecs", "plain" (formatters.py); a formatter of one's own wins
-    )
+    names: str = "sluice"  # of the keys: "sluice", "otel", "ecs", "plain"; a formatter of one's own wins
     mode: int = 0o640  # of files that are made, whatever the umask says; in JSON and YAML a text, "0640"
     owner: str | None = None  # "user:group" of files that are made, either may be left out; needs the right to
-    max_bytes: int | None = None  # rotated before it is larger; None: at no size
-    when: str | None = None  # rotated at the end of each "hour", "midnight" (a day), "week", "month"; None: at no time
+    max_bytes: int | None = None  # rotated before it is larger (a longer line has a file alone); None: at no size
+    when: str | None = None  # rotated by the first line of another "hour", "midnight" (a day), "week", "month"
     utc: bool = False  # whether a day ends, and a file is named, by UTC; else by local time
     backup_count: int = 30  # rotated files that are kept
-    total_bytes: int | None = None  # of the file and all rotated ones; the oldest are deleted; None: only they count
+    total_bytes: int | None = None  # of the file and all rotated ones, the oldest are deleted; None: no limit
     compress: bool = False  # gzip what was rotated
     delay_compress: bool = False  # but for the newest: somebody may still be reading it
     rotate_empty: bool = False  # rotate a file without a line
 
     def check(self, given: frozenset[str]) -> None:
-        """As for all; there must be a file, one listener writes it, and a batch must fit into it."""
+        """As for all; there must be a file, and one listener writes it."""
         super().check(given)
         if "filename" not in given:
             raise ConfigError("filename is missing: say where the lines go, for example filename='logs/app.log'")
         if self.connections > 1:
             raise ConfigError("connections says nothing for a file: one thread writes it; leave it out")
-        if self.max_bytes is not None and self.max_bytes < self.max_frame_bytes:
-            raise ConfigError(
-                f"max_bytes ({self.max_bytes}) must be at least max_frame_bytes ({self.max_frame_bytes}): "
-                "one line may be that long; lower that as well"
-            )
         if self.total_bytes is not None and self.max_bytes is None and self.when is None:
             raise ConfigError("total_bytes needs rotation: say max_bytes= or when= as well")
         if self.delay_compress and not self.compress:
@@ -346,6 +339,11 @@ def _filename(name: str, value: Any) -> str:
     path = _folder(name, value)
     if path is None or Path(path).is_dir() or str(value).endswith("/"):
         raise ConfigError(f"{name} must be the path of a file, for example 'logs/app.log', got {value!r}")
+    if Path(path).exists() and not Path(path).is_file():
+        raise ConfigError(
+            f"{name}: {path} is no regular file; for a terminal or a pipe use logging.StreamHandler with "
+            "logsluice.formatters.SluiceJsonFormatter"
+        )
     return str(path)
 
 

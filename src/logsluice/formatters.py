@@ -4,7 +4,7 @@ JSON lines: `SluiceJsonFormatter`, a python-json-logger formatter, for files, HT
 What it writes is what `capture` made of the record: complete, redacted, cut to the limits, the record unchanged. Names
 by presets:
 
-    sluice  ts, level, logger, message, caller, …, extras flat           read by hl and lnav without configuration
+    sluice  ts, level, logger, message, caller, …, extras flat           the names that hl, zap and caddy use
     otel    Timestamp, SeverityText, Body, Attributes, …                 OpenTelemetry's log data model
     ecs     @timestamp, log.level, message, error.type, labels, …        Elastic Common Schema
     plain   asctime, levelname, name, message, pathname, …, extras flat  logging's own names
@@ -18,6 +18,7 @@ from __future__ import annotations
 import difflib
 import json
 import logging
+import re
 from typing import TYPE_CHECKING, Any
 
 from pythonjsonlogger.json import JsonFormatter
@@ -30,6 +31,9 @@ from logsluice.redaction import Redactor
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+# JSON may hold them as they are; but some programs end a line there (Python's splitlines, an editor), and a terminal
+# obeys what stands between 0x7f and 0x9f.
+_BREAKS = re.compile("[\x7f-\x9f\u2028\u2029]")
 ECS_VERSION = "8.11.0"  # of the schema whose names these are
 # OpenTelemetry's SeverityNumber for the least level of each range; between them the number grows with the level.
 SEVERITIES = ((50, 21), (40, 17), (30, 13), (20, 9), (10, 5))
@@ -64,14 +68,20 @@ def _iso(fields: dict[str, str | None]) -> str:
 _IDS = ("service", "trace_id", "span_id", "correlation_id", "user_id", "organization_id")
 
 
+def _said(head: dict[str, Any]) -> dict[str, Any]:
+    """Return the named keys that have a value."""
+    return {key: value for key, value in head.items() if value is not None and value != {}}
+
+
 def _flat(head: dict[str, Any], extras: dict[str, Any]) -> dict[str, Any]:
     """Put extras beside the named keys; one that has the name of such a key, and says more, gets an underscore."""
+    flat = _said(head)
     for key, value in extras.items():
         name = key
-        while name in head and head[name] is not None and str(value) != head[name]:
+        while name in flat and str(value) != flat[name]:
             name += "_"
-        head[name] = value
-    return head
+        flat[name] = value
+    return flat
 
 
 def _sluice(fields: dict[str, str | None], level: str, extras: dict[str, Any]) -> dict[str, Any]:
@@ -106,7 +116,7 @@ def otel_attributes(fields: dict[str, str | None], extras: dict[str, Any]) -> di
         "organization.id": fields["organization_id"], "correlation_id": fields["correlation_id"],
         "task.name": fields["task"], "log.record.uid": _uid(fields),
     }  # fmt: skip
-    return _flat({key: value for key, value in named.items() if value is not None}, extras)
+    return _flat(named, extras)
 
 
 def _uid(fields: dict[str, str | None]) -> str | None:
@@ -114,7 +124,7 @@ def _uid(fields: dict[str, str | None]) -> str | None:
 
 
 def _otel(fields: dict[str, str | None], level: str, extras: dict[str, Any]) -> dict[str, Any]:
-    return {
+    head = {
         "Timestamp": _iso(fields),
         "SeverityText": level,
         "SeverityNumber": severity(int(fields["level"] or 0)),
@@ -125,11 +135,12 @@ def _otel(fields: dict[str, str | None], level: str, extras: dict[str, Any]) -> 
         "Resource": {"service.name": fields["service"]} if fields["service"] else None,
         "Attributes": otel_attributes(fields, extras),
     }
+    return _said(head)
 
 
 def _ecs(fields: dict[str, str | None], level: str, extras: dict[str, Any]) -> dict[str, Any]:
     labels = {**{key: fields[key] for key in ("correlation_id",) if fields[key]}, **extras}
-    return {
+    head = {
         "@timestamp": _iso(fields),
         "log.level": level.lower(),
         "message": fields["message"],
@@ -154,6 +165,7 @@ def _ecs(fields: dict[str, str | None], level: str, extras: dict[str, Any]) -> d
             for key, value in labels.items()
         },
     }
+    return _said(head)
 
 
 PRESETS: dict[str, Callable[[dict[str, str | None], str, dict[str, Any]], dict[str, Any]]] = {
@@ -168,23 +180,54 @@ class SluiceJsonFormatter(JsonFormatter):
     """
     A record as one JSON object on one line.
 
-    `names`: a preset, see above. `rename_fields`, `static_fields`, `defaults`, `prefix` and `json_*` are
+    `names`: a preset, see above. `rename_fields`, `static_fields`, `defaults`, `prefix` and `json_ensure_ascii` are
     python-json-logger's; keys without a value are left out. `redact` and `service` as the handlers have them; inside
-    one of ours the handler's count, and `stream` and `seq` are there. Raises `ConfigError` for an unknown preset.
+    one of ours the handler's count, and `stream` and `seq` are there. Raises `ConfigError` for an unknown preset, and
+    for what would not be one line of JSON or would do nothing: a format, a date format, an indent.
     """
 
     def __init__(
-        self, *args: Any, names: str = "sluice", redact: Any = "keys", service: str | None = None, **options: Any
+        self,
+        fmt: None = None,
+        datefmt: None = None,
+        style: str = "%",
+        validate: bool = True,
+        *,
+        names: str = "sluice",
+        redact: Any = "keys",
+        service: str | None = None,
+        **options: Any,
     ) -> None:
+        # The first four are how dictConfig's `class:` calls a formatter.
+        if fmt is not None or datefmt is not None:
+            raise ConfigError(
+                "SluiceJsonFormatter takes no format and no datefmt: names= says which keys there are, and ts is "
+                "RFC 3339; leave them out, or use rename_fields="
+            )
+        if options.get("json_indent") is not None:
+            raise ConfigError("json_indent would break a record into several lines; show it with `jq .` instead")
         if names not in PRESETS:
             near = difflib.get_close_matches(str(names), PRESETS, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(map(repr, PRESETS))}"
             raise ConfigError(f"names: unknown preset {names!r}; {hint}")
         options.setdefault("json_ensure_ascii", False)  # people read it, and UTF-8 is what readers expect
-        super().__init__(*args, **options)
+        super().__init__(style=style, validate=validate, **options)
         self.names = names
         shared = Settings()
         self._rules = Rules(Limits(), shared.max_message_bytes, Redactor(redact), service, lambda: None)
+        self._check_given()
+
+    def _check_given(self) -> None:
+        """Raise ConfigError for given values that JSON cannot hold: they would be in every line."""
+        for option, given in (("static_fields", self.static_fields), ("defaults", self.defaults)):
+            try:
+                text = self.jsonify_log_record(dict(given))
+                text.encode()
+                json.loads(text, parse_constant=_not_json)
+            except (TypeError, ValueError) as error:
+                raise ConfigError(f"{option}: {given!r} is not JSON ({error})") from None
+        if not self.prefix.isprintable():
+            raise ConfigError(f"prefix must be printable text without a line break, got {self.prefix!r}")
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the line of a record, without a newline at its end."""
@@ -195,9 +238,16 @@ class SluiceJsonFormatter(JsonFormatter):
         text = attributes_json(captured, rules)
         extras: dict[str, Any] = {} if text is None else json.loads(text)
         fields = captured.fields
-        level = extras.pop("levelname", None) or level_name(int(fields["level"] or 0))
+        level = str(extras.pop("levelname", None) or level_name(int(fields["level"] or 0)))
         found = PRESETS[self.names](fields, level, extras)
         data = {self._get_rename(key): value for key, value in self.defaults.items()}
-        data.update((self._get_rename(key), value) for key, value in found.items() if value is not None and value != {})
+        data.update((self._get_rename(key), value) for key, value in found.items())
         data.update((self._get_rename(key), value) for key, value in self.static_fields.items())
-        return self.serialize_log_record(self.process_log_record(data))
+        line: str = self.serialize_log_record(self.process_log_record(data))
+        if line.isascii() and "\x7f" not in line:
+            return line
+        return _BREAKS.sub(lambda found: f"\\u{ord(found[0]):04x}", line)
+
+
+def _not_json(constant: str) -> Any:
+    raise ValueError(f"{constant} is none of its numbers")

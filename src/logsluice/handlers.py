@@ -89,7 +89,8 @@ class JsonFileHandler(BaseHandler):
 
     def _targets_from(self) -> dict[str, Target]:
         self._lines = SluiceJsonFormatter(names=self._settings.names)
-        return {"file": LineTarget(self._settings.filename, self._line_formatter, "no file refuses a line")}
+        filename = self._settings.filename
+        return {"file": LineTarget(filename, self._line_formatter, f"{filename}.dead")}
 
     def _line_formatter(self) -> logging.Formatter:
         return self.formatter or self._lines

@@ -270,6 +270,11 @@ def elsewhere(header: Header, dsn: str) -> str | None:
     return differs(header, replace(header, target={**header.target, **there}))
 
 
+def place_of(header: Header) -> str:
+    """Return where a stream's records go, if not into PostgreSQL, as people write it."""
+    return f"the {header.sink} {', '.join(header.target.values())}"
+
+
 def _settings(header: Header, dsn: str) -> PostgresSettings:
     options: dict[str, Any] = {"dsn": dsn, "schema": header.home, "create": False}
     if header.mapped:
@@ -302,6 +307,11 @@ def load(folder: Folder, name: str, dsn: str) -> Loaded:
         if header is None:  # no readable segment: what is there goes to quarantine, what never held a row goes
             _no_header(orphan)
             return Loaded(0, 0, dict(orphan.given_up), 0, 0, orphan.remove(), ())
+        if header.sink != "postgres":
+            raise NotLoadedError(
+                f"it is for {place_of(header)}, not for PostgreSQL: a program with the same handler and this journal "
+                f"sends it; --export writes its lines"
+            )
         settings = _settings(header, dsn)
         wrong = check_dsn(settings)
         if wrong:

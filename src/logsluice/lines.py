@@ -4,8 +4,9 @@ caller's thread.
 
 The line is what a formatter makes of the record. It is handed a record that was rebuilt from what `capture` took: so
 nothing secret, nothing that changes later and nothing hostile comes before it, whoever wrote it, and the program's own
-record is not touched. A line break inside (a traceback) is carried as a vertical tab, `\v`, and put back by `lines_of`;
-one that the text itself held is written `\x0b`.
+record is not touched. Characters that a terminal obeys are shown as `\x1b` in that record, but for tabs and line
+breaks; what the formatter itself adds (colours) stays. A line break inside (a traceback) is carried as a vertical tab,
+`\v`, and put back by `lines_of`.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from logsluice import decoding
 from logsluice.capture import attributes_json, tidy
@@ -28,12 +29,28 @@ if TYPE_CHECKING:
     from logsluice.targets import Encode
 
 COLUMNS = ("seq", "level", "logger", "line")
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029]")
 _BEFORE = re.compile(rb"^-?\d+\t-?\d+\t[^\t\n]*\t", re.MULTILINE)
 
 
 def lines_of(frames: bytes) -> bytes:
     """Return the lines of some frames as they are written into a file: two searches in C, no loop over frames."""
     return _BEFORE.sub(b"", frames).replace(b"\v", b"\n")
+
+
+def visible(value: Any) -> Any:
+    """Return a tree of values with control characters in its texts shown as what they are."""
+    if isinstance(value, str):
+        if value.isprintable():
+            return value
+        return _CONTROL.sub(lambda found: _shown(ord(found[0])), value.replace("\r\n", "\n"))
+    if isinstance(value, dict):
+        return {visible(key): visible(one) for key, one in value.items()}
+    return [visible(one) for one in value] if isinstance(value, list) else value
+
+
+def _shown(code: int) -> str:
+    return f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}"
 
 
 @dataclass(frozen=True)
@@ -56,7 +73,7 @@ class LineTarget:
                 line = formatter.line(captured, rules)
             else:
                 text = attributes_json(captured, rules)
-                values = {**captured.fields, "attributes": {} if text is None else json.loads(text)}
+                values = visible({**captured.fields, "attributes": {} if text is None else json.loads(text)})
                 line = str(formatter.format(decoding.rebuilt(values)))
                 line = tidy(line.replace("\v", "\\x0b"), "line", rules, captured.marks)
             line = line.replace("\r\n", "\n").replace("\n", "\v")
@@ -72,3 +89,12 @@ class LineTarget:
             return None
         _, level, logger, line = frame.decode().removesuffix("\n").split("\t", 3)
         return decoding.of_line(line.replace("\v", "\n"), level=int(level), logger=logger)
+
+    def row_of(self, frame: bytes) -> dict[str, Any]:
+        """Return the line's JSON object; {"line": text} of a line that is none."""
+        line = lines_of(frame).decode().removesuffix("\n")
+        try:
+            found = json.loads(line)
+        except ValueError:
+            found = None
+        return found if isinstance(found, dict) else {"line": line}

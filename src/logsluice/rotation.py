@@ -3,8 +3,11 @@ When a log file is full or its day is over: renamed, compressed, and the oldest 
 
 A rotated file is `NAME.YYYY-MM-DD_HH-MM-SS`, the moment of its last line, with `.1`, `.2` … where that is taken, and
 `.gz` when compressed. Time is judged by when the file was last written to, so a restart forgets nothing, and of several
-processes the one that comes first rotates: the others find a file of today. Called under the file's lock, but for
+processes the one that comes first rotates: the others find a file of today. The first line of a day rotates the one
+before; where nothing is logged nothing is rotated, and nobody wakes up for it. Called under the file's lock, but for
 `tidy`.
+
+Order is that of the last writes, not of the names: in the hour that local time has twice the names go back.
 """
 
 from __future__ import annotations
@@ -16,23 +19,27 @@ import re
 import time
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
+from datetime import date
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from logsluice.config import FileSettings
     from logsluice.diagnostics import Diagnostics
 
 CHUNK = 1024 * 1024  # bytes compressed between two looks at the deadline: about 20 ms, with the GIL released
+LEVEL = 6  # of gzip, the program's own default: Python's 9 takes twice the time for 1 % less
+PART = ".gz.part"  # at the end of a name: being compressed
 STAMP = "%Y-%m-%d_%H-%M-%S"
 _STAMPED = re.compile(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d(?:\.(\d+))?(?:\.gz)?")
 # What of a moment says in which period it is; two moments of one period have the same.
 PERIODS: dict[str, Callable[[time.struct_time], tuple[int, ...]]] = {
-    "hour": lambda t: (t.tm_year, t.tm_yday, t.tm_hour),
+    # With the offset: when summer time ends an hour comes twice, and is two.
+    "hour": lambda t: (t.tm_year, t.tm_yday, t.tm_hour, t.tm_gmtoff),
     "midnight": lambda t: (t.tm_year, t.tm_yday),
-    "week": lambda t: ((t.tm_year * 366 + t.tm_yday - t.tm_wday),),  # the day number of its Monday, near enough
+    "week": lambda t: (date(t.tm_year, t.tm_mon, t.tm_mday).toordinal() - t.tm_wday,),  # its Monday
     "month": lambda t: (t.tm_year, t.tm_mon),
 }
 
@@ -45,6 +52,7 @@ class Rotation:
     diagnostics: Diagnostics
     deadline: Callable[[], float | None]
     now: Callable[[], float] = time.time
+    untidy: bool = True  # there may be something to compress or to delete; at the beginning what a dead process left
 
     def due(self, path: Path, more: int) -> bool:
         """Whether the file is to be rotated before `more` bytes are written."""
@@ -83,82 +91,99 @@ class Rotation:
     def rotate(self, path: Path) -> None:
         """Rename the file; whoever writes next makes a new one. Raises OSError."""
         stamp = time.strftime(STAMP, self._broken_down(path.stat().st_mtime))
-        name = f"{path.name}.{stamp}"
-        for n in range(1, 10_000):  # one a second, from a burst; far more than a disk's folder likes
-            if not any(path.with_name(other).exists() for other in (name, f"{name}.gz")):
-                break
+        name, n = f"{path.name}.{stamp}", 0
+        while any(path.with_name(other).exists() for other in (name, f"{name}.gz")):
+            n += 1
             name = f"{path.name}.{stamp}.{n}"
         path.rename(path.with_name(name))
+        self.untidy = True
 
-    def rotated(self) -> list[Path]:
-        """Return the files that were rotated, the oldest first."""
-        path = Path(self.settings.filename)
-        before = f"{path.name}."
+    def rotated(self, path: Path) -> list[Path]:
+        """Return the files that were rotated, the oldest first. Raises OSError."""
+        found: list[tuple[int, int, Path]] = []
+        for file in self._siblings(path):
+            stamped = _STAMPED.fullmatch(file.name[len(path.name) + 1 :])
+            if stamped is not None:
+                with suppress(FileNotFoundError):  # another process deleted it meanwhile
+                    found.append((file.stat().st_mtime_ns, int(stamped[1] or 0), file))
+        return [file for *_, file in sorted(found)]
 
-        def order(file: Path) -> tuple[str, int]:
-            found = _STAMPED.fullmatch(file.name[len(before) :])
-            return file.name[len(before) :][:19], int(found[1] or 0) if found else 0
-
-        with suppress(OSError):
-            return sorted(
-                (
-                    file
-                    for file in path.parent.iterdir()
-                    if file.name.startswith(before) and _STAMPED.fullmatch(file.name[len(before) :])
-                ),
-                key=order,
-            )
-        return []
+    def _siblings(self, path: Path) -> list[Path]:
+        return [file for file in path.parent.iterdir() if file.name.startswith(f"{path.name}.")]
 
     def tidy(self, path: Path) -> None:
         """Compress what was rotated, and delete what is over `backup_count` and `total_bytes`. Never raises."""
         settings = self.settings
-        if not (settings.max_bytes or settings.when or settings.total_bytes):
+        if not (settings.max_bytes or settings.when):
             return
         try:
-            files = self.rotated()
-            if settings.compress:
-                for file in files[: len(files) - 1 if settings.delay_compress else None]:
-                    if file.suffix != ".gz":
-                        self._compress(file)
-                files = self.rotated()
-            gone = files[: max(0, len(files) - settings.backup_count)]
-            for file in gone:
-                file.unlink(missing_ok=True)
+            if self.untidy:
+                self.untidy = False
+                self._tidy(path)
             if settings.total_bytes is not None:
-                left = files[len(gone) :]
-                size = path.stat().st_size + sum(file.stat().st_size for file in left)
-                while left and size > settings.total_bytes:
-                    oldest = left.pop(0)
-                    size -= oldest.stat().st_size
-                    oldest.unlink(missing_ok=True)
+                self._limit(path, settings.total_bytes)
         except OSError as error:
             self.diagnostics.say("tidy", f"rotated files of {path} cannot be looked after: {error.strerror}")
 
+    def _tidy(self, path: Path) -> None:
+        files = self.rotated(path)
+        keep = max(0, len(files) - self.settings.backup_count)
+        for file in files[:keep]:
+            file.unlink(missing_ok=True)
+        if self.settings.compress:
+            files = files[keep:]
+            for file in files[: len(files) - 1 if self.settings.delay_compress else None]:
+                if file.suffix != ".gz":
+                    self._compress(file)
+        for part in self._siblings(path):  # of a process that died; where the file is still there it is used again
+            if part.name.endswith(PART) and not part.with_name(part.name.removesuffix(PART)).exists():
+                part.unlink(missing_ok=True)
+
+    def _limit(self, path: Path, most: int) -> None:
+        files = self.rotated(path)
+        sizes = {}
+        for file in [path, *files]:
+            with suppress(FileNotFoundError):
+                sizes[file] = file.stat().st_size
+        total = sum(sizes.values())
+        for file in files:
+            if total <= most:
+                break
+            total -= sizes.get(file, 0)
+            file.unlink(missing_ok=True)
+
     def _compress(self, file: Path) -> None:
         """Make `file.gz` of a file; given up at the deadline, and done again by the next rotation."""
-        part = file.with_name(f"{file.name}.gz.part")
-        with file.open("rb") as source:
+        part = file.with_name(f"{file.name}{PART}")
+        try:
+            source = file.open("rb")
+        except FileNotFoundError:
+            return  # another process was first
+        with source:
             try:
                 fcntl.flock(source, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                return  # another process is at it
+                self.untidy = True  # another process is at it, or is just finding out that the name is no more its own
+                return
+            if not file.exists():
+                return  # it was done while we came to the lock
             there = os.fstat(source.fileno())
             descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, there.st_mode & 0o777)
             try:
-                with (
-                    os.fdopen(descriptor, "wb") as raw,
-                    gzip.GzipFile(file.name, "wb", fileobj=raw, mtime=there.st_mtime) as to,
-                ):
-                    while data := source.read(CHUNK):
-                        stop = self.deadline()
-                        if stop is not None and time.monotonic() >= stop:
-                            part.unlink(missing_ok=True)
-                            return
-                        to.write(data)
-                with suppress(OSError):
-                    os.chown(part, there.st_uid, there.st_gid)
-                os.utime(part, ns=(there.st_atime_ns, there.st_mtime_ns))
+                with os.fdopen(descriptor, "wb") as raw:
+                    with gzip.GzipFile(file.name, "wb", LEVEL, raw, mtime=there.st_mtime) as to:
+                        while data := source.read(CHUNK):
+                            stop = self.deadline()
+                            if stop is not None and time.monotonic() >= stop:
+                                part.unlink(missing_ok=True)
+                                return
+                            to.write(data)
+                    with suppress(OSError):
+                        os.fchown(descriptor, there.st_uid, there.st_gid)
+                    os.fchmod(descriptor, there.st_mode & 0o777)
+                    raw.flush()
+                    os.fsync(descriptor)  # or a power loss after the unlink would leave neither
+                    os.utime(descriptor, ns=(there.st_atime_ns, there.st_mtime_ns))
                 part.rename(file.with_name(f"{file.name}.gz"))
                 file.unlink(missing_ok=True)
             except BaseException:

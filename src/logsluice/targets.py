@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     import logging
@@ -45,3 +45,6 @@ class Target(Protocol):
 
     def record_of(self, frame: bytes) -> logging.LogRecord | None:
         """Return a record that says what the frame says, None for a row of our own. Raises ValueError."""
+
+    def row_of(self, frame: bytes) -> dict[str, Any]:
+        """Return what the frame says, for people's own tests."""

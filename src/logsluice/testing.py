@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any
 
 from logsluice import lifecycle
 from logsluice.conformance import RULES, Bench
-from logsluice.decoding import row
 from logsluice.handlers import PostgresHandler
 from logsluice.sinks.guard import Guard
 
@@ -27,6 +26,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
     from logsluice.sinks import Sink
+
+    from logsluice.base import BaseHandler
 
 
 @contextlib.contextmanager
@@ -36,22 +37,23 @@ def captured(
     """
     Yield the list that every record's row goes to meanwhile, as {column: value}.
 
-    Every PostgresHandler of the process hands its rows here and stores nothing: those that exist and those that the
+    Every handler of ours in the process hands its rows here and stores nothing: those that exist and those that the
     code under test makes (which store nothing afterwards either, only count). Where no logger has one, or `options`
-    are given, one with these options is put on `logger` (None: root), whose level becomes `level` (None: INFO) until
-    the end. Where handlers exist, levels stay as they are unless `level` is given.
+    are given, a PostgresHandler with these options is put on `logger` (None: root), whose level becomes `level` (None:
+    INFO) until the end. Where handlers exist, levels stay as they are unless `level` is given.
 
     Values of `logs` are typed: `ts` an aware datetime, `level`, `line`, `stream` and `seq` int, `attributes` a dict,
-    the rest str or None. With `columns=` they are the texts that the server would convert. Blocks for nothing. Raises
-    ConfigError for a wrong option.
+    the rest str or None. With `columns=` they are the texts that the server would convert. A JsonFileHandler's row is
+    the object that its line would be, or {"line": text} where a formatter makes no JSON; a record that two handlers
+    take is two rows. Blocks for nothing. Raises ConfigError for a wrong option.
     """
     rows: list[dict[str, Any]] = []
-    inside: list[PostgresHandler] = []
+    inside: list[BaseHandler] = []
 
-    def divert(handler: PostgresHandler) -> None:
+    def divert(handler: BaseHandler) -> None:
         handler.__dict__["handle"] = _taker(handler, rows)
 
-    def divert_new(handler: PostgresHandler) -> None:
+    def divert_new(handler: BaseHandler) -> None:
         inside.append(handler)
         divert(handler)
 
@@ -114,10 +116,9 @@ def check_sink(
         rule(bench)
 
 
-def _taker(handler: PostgresHandler, rows: list[dict[str, Any]]) -> Callable[[logging.LogRecord], bool]:
+def _taker(handler: BaseHandler, rows: list[dict[str, Any]]) -> Callable[[logging.LogRecord], bool]:
     """Return what stands in for `handle`: the way to the frame, and no further."""
     intake, target = handler.entry()
-    typed = target.plain
 
     def handle(record: logging.LogRecord) -> bool:
         passed: Any = handler.filter(record)
@@ -126,7 +127,7 @@ def _taker(handler: PostgresHandler, rows: list[dict[str, Any]]) -> Callable[[lo
         frame = intake.prepare(passed if isinstance(passed, logging.LogRecord) else record)
         if frame is None:  # one of our own
             return False
-        rows.append(row(frame, target.columns, typed=typed))
+        rows.append(target.row_of(frame))
         return True
 
     return handle

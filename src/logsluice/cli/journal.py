@@ -29,6 +29,7 @@ from logsluice.errors import LogsluiceError
 from logsluice.folder import QUARANTINE, file_system
 from logsluice.journal import STREAM_NAME
 from logsluice.journals import NotLoadedError, sized
+from logsluice.lines import lines_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -51,7 +52,7 @@ def register(commands: common.Commands) -> None:
         help="store what dead processes left, or of these alone; by the next process's way, so nothing is stored twice",
     )
     what.add_argument(
-        "--export", type=_stream, metavar="STREAM", help="write its rows to stdout as COPY text, and leave it there"
+        "--export", type=_stream, metavar="STREAM", help="write its rows to stdout as COPY text (or the lines it has for a file), and leave it there"
     )
     what.add_argument("--json", action="store_true", help="show everything as one JSON object")
     parser.add_argument(
@@ -138,6 +139,8 @@ def _who(header: Header) -> str:
 
 
 def _where(header: Header) -> str:
+    if header.sink != "postgres":
+        return journals.place_of(header)
     to = header.target
     return f"{_target(header).name} in database {to.get('dbname')} at {to.get('host') or 'a socket'}:{to.get('port')}"
 
@@ -150,8 +153,13 @@ def _next(place: Place, args: argparse.Namespace) -> Iterator[str]:
     if not place.orphans:
         yield "nothing of a dead process waits here"
         return
-    streams = _many(len(place.orphans), "stream")
-    yield f"{streams} of dead processes: the next process with this journal sends them. To store them now:"
+    streams = f"{_many(len(place.orphans), 'stream')} of dead processes: the next process with this journal sends them."
+    # One whose header cannot be read is counted with those: `--load` says what is wrong with it.
+    if all(one.header is not None and one.header.sink != "postgres" for one in place.orphans):
+        yield streams
+        yield "Records that are where they go already are counted here, and not written again."
+        return
+    yield f"{streams} To store them now:"
     yield f"  {_again(args, '--load')}"
     yield "Records that PostgreSQL has already are counted here, and not stored again."
 
@@ -204,7 +212,7 @@ def _load(folder: Folder, args: argparse.Namespace) -> int:
 
 def _check_place(stream: Stream, dsn: str, args: argparse.Namespace) -> None:
     """Refuse what was meant for another database, unless told to."""
-    if stream.header is None or args.even_elsewhere:
+    if stream.header is None or args.even_elsewhere or stream.header.sink != "postgres":  # which `load` refuses
         return
     differs = journals.elsewhere(stream.header, dsn)
     if differs is not None:
@@ -240,8 +248,15 @@ def _export(folder: Folder, args: argparse.Namespace) -> int:
             raise LogsluiceError(f"stream {args.export} has no segment that can be read:\n  {_again(args)}")
         header = orphan.header
         for part in journals.rows(orphan):
-            sys.stdout.buffer.write(part)
+            sys.stdout.buffer.write(part if header.sink == "postgres" else lines_of(part))
         sys.stdout.buffer.flush()
+    if header.sink != "postgres":
+        print(
+            f"These are lines for {visible(journals.place_of(header))}. Some may be there already, and the next process "
+            "with this journal sends them all the same. The stream is still there.",
+            file=sys.stderr,
+        )
+        return 0
     columns = ", ".join(map(quote, header.columns))
     print(
         f"These are rows of COPY {visible(_target(header).name)} ({visible(columns)}) FROM STDIN (ENCODING 'UTF8'). "

@@ -9,6 +9,7 @@ A sink takes batches to where they are stored. Rules:
 6. Rows in `batch.aside` are not sent; they are kept as dead letters together with the rest, or not at all.
 7. No message holds a secret or row content.
 8. `accepts_any` stores nothing. After `idle` and `close`, `open` begins anew.
+9. In a forked child `forked` is called, once, and nothing after it: what is open is the parent's.
 """
 
 from __future__ import annotations
@@ -89,6 +90,9 @@ class Sink(Protocol):
     def retire(self) -> None:
         """Hear that the stream's journal is gone: nothing of it comes any more. Never raises."""
         return
+
+    def forked(self) -> None:
+        """In a child: let go of what it would share with its parent, without a word to the other end. Never raises."""
 
     def close(self) -> None:
         """Release everything. Never raises."""

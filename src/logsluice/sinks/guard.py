@@ -68,6 +68,13 @@ class Guard:
         except Exception:
             self.close()
 
+    def forked(self) -> None:
+        """Tell it, in a child, to let go of what is its parent's."""
+        try:
+            self.sink.forked()
+        except Exception:
+            pass  # the child makes a new one
+
     def close(self) -> None:
         """Have it release everything."""
         try:

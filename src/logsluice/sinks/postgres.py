@@ -106,6 +106,9 @@ class PostgresSink:
         if seconds >= self.link.settings.idle_close:
             self.link.close()
 
+    def forked(self) -> None:
+        """Leave the connection as it is: closing it would say goodbye on the parent's socket."""
+
     def close(self) -> None:
         """Close the connection."""
         self.link.close()
