@@ -36,6 +36,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, cast
 
+from logsluice import crashpoints
 from logsluice.delivery import Failure
 from logsluice.lines import lines_of
 from logsluice.primitives import Done
@@ -299,6 +300,7 @@ class FileSink:
                     self._write_some(rest)
                 else:
                     self._write_all(rest)
+            crashpoints.reach("after-commit")
         finally:
             if self.file.unsure:
                 self.file.unsure, self.fresh, self._there = False, False, None
