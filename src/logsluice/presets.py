@@ -8,12 +8,14 @@ Configurations to begin with: plain data for `logging.config.dictConfig`, printe
     structured    PostgreSQL with a journal: what a call returned from survives the process
 
 Each function returns a new dict of what JSON can hold; change it as you like, or print it and edit it by hand.
+`logrotate` returns the file of another program, for those who want that to rotate.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+import re
 from typing import TYPE_CHECKING, Any
 
 from logsluice.errors import ConfigError
@@ -21,9 +23,14 @@ from logsluice.errors import ConfigError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from logsluice.config import FileSettings
+
 TIME = "%Y-%m-%d %H:%M:%S"  # on the console
 PRODUCTION = ("LOGSLUICE_ENV", "APP_ENV")  # environment variables that say "production"
 KEPT = 30  # rotated files: a month of days
+# A week is ours, Monday to Sunday: logrotate's own begins on Sunday.
+_PERIODS = {"hour": "hourly", "midnight": "daily", "week": "weekly 1", "month": "monthly"}
+_GLOBBED = re.compile(r"""[*?\[\]{}"'\\\n]""")  # what logrotate would read as a pattern, or as an end
 
 
 def level_of_environment() -> str:
@@ -144,3 +151,62 @@ def _config(handlers: dict[str, Any], level: str = "INFO") -> dict[str, Any]:
         "handlers": handlers,
         "root": {"level": level, "handlers": list(handlers)},
     }
+
+
+# --- logrotate ---------------------------------------------------------------------------------------------------------
+
+
+def logrotate(settings: FileSettings) -> str:
+    """Return the logrotate file that does what these options of a `JsonFileHandler` do. Raises ConfigError."""
+    name = settings.filename
+    if _GLOBBED.search(name):
+        raise ConfigError(f"filename: logrotate reads {name!r} as a pattern; choose a name without quotes and brackets")
+    when = settings.when or (None if settings.max_bytes else "midnight")
+    return "\n".join([*_remarks(settings, when), f'"{name}" {{', *_directives(settings, when), "}", ""])
+
+
+def _remarks(settings: FileSettings, when: str | None) -> list[str]:
+    found = [
+        "# For /etc/logrotate.d. Leave max_bytes=, when= and what goes with them out of the handler: one of the two",
+        "# rotates. The handler sees by itself that another file has the name: no signal, no postrotate, no",
+        "# copytruncate, which loses what is logged between its copy and its cut.",
+    ]
+    if when == "hour" or when is None:
+        found.append("# logrotate must be run every hour (systemctl edit logrotate.timer): once a day is its habit.")
+    if settings.utc:
+        found.append("# utc: logrotate's days are those of local time.")
+    if settings.total_bytes is not None:
+        found.append(f"# total_bytes ({settings.total_bytes}): logrotate has no such limit; choose rotate by it.")
+    return found
+
+
+def _directives(settings: FileSettings, when: str | None) -> list[str]:
+    lines = [] if when is None else [_PERIODS[when]]
+    if settings.max_bytes:
+        lines.append(f"{'size' if when is None else 'maxsize'} {settings.max_bytes}")
+    lines += [
+        f"rotate {settings.backup_count}",
+        "dateext",
+        "dateformat .%Y-%m-%d_%H-%M-%S",
+        "missingok",
+        "ifempty" if settings.rotate_empty else "notifempty",
+        f"create {settings.mode:04o}{_owner(settings)}",
+    ]
+    if settings.owner is not None:
+        lines.append(f"# su{_owner(settings)}   where others than root may write into the folder")
+    if settings.compress:
+        # With delay_compress or without: logrotate cannot know, as the handler does, that nobody writes there any more.
+        lines += ["compress", "# A line that was on its way may still come into the file that was just renamed:"]
+        lines.append("delaycompress")
+    else:
+        lines.append("nocompress")
+    return [f"    {line}" for line in lines]
+
+
+def _owner(settings: FileSettings) -> str:
+    if settings.owner is None:
+        return ""
+    user, _, group = settings.owner.partition(":")
+    if not user or not group:
+        raise ConfigError(f"owner: logrotate wants both, 'user:group', got {settings.owner!r}")
+    return f" {user} {group}"

@@ -52,7 +52,10 @@ def register(commands: common.Commands) -> None:
         help="store what dead processes left, or of these alone; by the next process's way, so nothing is stored twice",
     )
     what.add_argument(
-        "--export", type=_stream, metavar="STREAM", help="write its rows to stdout as COPY text (or the lines it has for a file), and leave it there"
+        "--export",
+        type=_stream,
+        metavar="STREAM",
+        help="write its rows to stdout as COPY text (or the lines it has for a file), and leave it there",
     )
     what.add_argument("--json", action="store_true", help="show everything as one JSON object")
     parser.add_argument(
@@ -252,8 +255,8 @@ def _export(folder: Folder, args: argparse.Namespace) -> int:
         sys.stdout.buffer.flush()
     if header.sink != "postgres":
         print(
-            f"These are lines for {visible(journals.place_of(header))}. Some may be there already, and the next process "
-            "with this journal sends them all the same. The stream is still there.",
+            f"These are lines for {visible(journals.place_of(header))}. Some may be there already, and the next "
+            "process with this journal writes the others. The stream is still there.",
             file=sys.stderr,
         )
         return 0

@@ -1,4 +1,4 @@
-"""`logsluice preset NAME`: a configuration to begin with, printed as the JSON that dictConfig takes."""
+"""`logsluice preset NAME`: print a configuration, to be read, edited and put where it belongs."""
 
 from __future__ import annotations
 
@@ -6,32 +6,74 @@ import inspect
 import json
 from typing import TYPE_CHECKING, Any
 
-from logsluice.presets import PRESETS
+from logsluice import presets
+from logsluice.config import FileSettings, settings_from
 
 if TYPE_CHECKING:
     import argparse
+    from collections.abc import Callable
+
+    from logsluice.cli import common
 
 
-def register(commands: Any) -> None:
+_OPTIONS = {
+    "service": "name of the program, stored with each row",
+    "version": "of the program",
+    "dsn_env": "environment variable that holds the dsn",
+    "directory": "folder of the log files",
+    "journal": "folder of the journal",
+}
+
+
+def register(commands: common.Commands) -> None:
     """Add the command."""
-    parser = commands.add_parser(
-        "preset",
-        help="print a configuration to begin with",
-        description="Print a preset: JSON for logging.config.dictConfig, to keep and to change. docs/howto/presets.md",
-    )
-    parser.add_argument("name", choices=PRESETS, metavar="NAME", help=", ".join(PRESETS))
-    parser.add_argument("--service", default="app", help="name of the program, stored with each row (default: app)")
-    parser.add_argument("--version", help="of the program (three_level)")
-    parser.add_argument("--directory", help="of the log files (three_level, audit; default: logs)")
-    parser.add_argument("--journal", help="folder of the journal (structured; default: journal)")
-    parser.set_defaults(run=run, parser=parser)
+    parser = commands.add_parser("preset", help="print a configuration to begin with")
+    names = parser.add_subparsers(title="presets", metavar="NAME", required=True)
+    for name, preset in presets.PRESETS.items():
+        _dictconfig(names, name, preset)
+    _logrotate(names)
 
 
-def run(args: argparse.Namespace) -> int:
-    """Print it; 2 for an option that the preset has not."""
-    preset = PRESETS[args.name]
-    given = {key: value for key in ("version", "directory", "journal") if (value := getattr(args, key)) is not None}
-    if wrong := given.keys() - inspect.signature(preset).parameters.keys():
-        args.parser.error(f"{args.name} has no {', '.join(f'--{name}' for name in sorted(wrong))}")
-    print(json.dumps(preset(args.service, **given), indent=2))
+def _dictconfig(names: common.Commands, name: str, preset: Callable[..., dict[str, Any]]) -> None:
+    """Add a preset for dictConfig; its parameters are the options."""
+    text = (inspect.getdoc(preset) or "").partition("\n")[0]
+    what = text.removeprefix("Return a ").rstrip(".")
+    parser = names.add_parser(name, help=what, description=f"Print a {what}: JSON for logging.config.dictConfig.")
+    for parameter in inspect.signature(preset).parameters.values():
+        if parameter.name != "dsn":  # its password would be in the shell's history
+            default = "" if parameter.default is None else f" (default: {parameter.default})"
+            parser.add_argument(f"--{parameter.name.replace('_', '-')}", help=f"{_OPTIONS[parameter.name]}{default}")
+
+    def run(args: argparse.Namespace) -> int:
+        given = {key: value for key, value in vars(args).items() if key in _OPTIONS and value is not None}
+        print(json.dumps(preset(**given), indent=2))
+        return 0
+
+    parser.set_defaults(run=run)
+
+
+def _logrotate(names: common.Commands) -> None:
+    parser = names.add_parser("logrotate", help="logrotate's file for the log of a JsonFileHandler")
+    parser.add_argument("--filename", required=True, help="of the log, as in the handler's options")
+    for option, kind, text in (
+        ("when", str, "hour, midnight, week or month (default: midnight, if there is no --max-bytes)"),
+        ("max-bytes", int, "size from which it is rotated"),
+        ("backup-count", int, "rotated files that are kept (default: 30)"),
+        ("total-bytes", int, "of the file and all rotated ones; for the remark that logrotate has no such limit"),
+        ("mode", str, "of the new file (default: 0640)"),
+        ("owner", str, "user:group of the new file"),
+    ):
+        parser.add_argument(f"--{option}", type=kind, help=text)
+    for option, text in (
+        ("compress", "gzip what was rotated, but for the newest"),
+        ("rotate-empty", "rotate a file without a line, too"),
+        ("utc", "for the remark that logrotate's days are local"),
+    ):
+        parser.add_argument(f"--{option}", action="store_const", const=True, help=text)
+    parser.set_defaults(run=_print_logrotate)
+
+
+def _print_logrotate(args: argparse.Namespace) -> int:
+    given: dict[str, Any] = {key: value for key, value in vars(args).items() if key != "run" and value is not None}
+    print(presets.logrotate(settings_from(given, FileSettings)), end="")
     return 0
