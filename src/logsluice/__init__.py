@@ -1,5 +1,5 @@
 """
-logsluice: Python logs into PostgreSQL. The map, in the order in which a record meets the stations.
+logsluice: Python logs into PostgreSQL, and files. The map, in the order in which a record meets the stations.
 
     filters.py     samples, rate limits, duplicates, where people set one     caller's thread
     handlers.py    PostgresHandler, JsonFileHandler, SinkHandler: their options, their sinks
@@ -20,6 +20,7 @@ logsluice: Python logs into PostgreSQL. The map, in the order in which a record 
     isolation.py   which rows a rejection names; notices.py: what is said on stderr
     lifecycle.py   fork, exit, SIGTERM;  figures.py: what `stats` says;  keys.py: what keys records have
     schema.py, partitions.py, columns.py    the tables that rows go to;  targets.py: what any frames are for
+    lines.py, formatters.py, rotation.py    the lines that go to files, and what becomes of full ones
     ---- ground ----
     accounting.py  redaction.py  context.py  config.py  configfile.py  diagnostics.py  primitives.py
     crashpoints.py  errors.py

@@ -15,6 +15,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from logsluice.cli import main
 from logsluice.journal import BLOCK, Header, file_size, trailer
+from support.files import Process, config
 from support.journals import NOWHERE, image_of, inherit, lost_and_twice, only_segment, segments, streams
 from support.left import files_of, leave, reboot, tear
 from support.processes import until
@@ -486,3 +487,29 @@ def test_its_own_reader_may_go(dsn, tmp_path, journal):
         assert len(done.stdout.splitlines()) == 1
         assert "Traceback" not in done.stderr
         assert until(lambda: streams(journal) == {name})
+
+
+def test_a_file_handlers_journal(tmp_path, journal, logsluice):
+    """It is shown, its lines can be copied out, and PostgreSQL does not get them."""
+    path = tmp_path / "logs" / "app.log"
+    given = {"filename": str(path), "journal": str(journal), "linger": 30, "service": "shop"}
+    text = "for n in range(20): order(n)\nos.kill(os.getpid(), 9)\n"
+    process = Process(text, tmp_path, "a", config=config({"file": given}))
+    process.wait(-9)
+    (stream,) = streams(journal)
+    status, out, err = logsluice(journal)
+    assert (status, err) == (0, "")
+    assert f"for the file {path}\n" in out
+    assert "20 records" in out
+    assert "--load" not in out
+    (one,) = json.loads(logsluice(journal, "--json")[1])["streams"]
+    assert (one["target"], one["records"]) == ({"filename": str(path)}, 20)
+    for more in ((), ("--even-elsewhere",)):
+        status, out, err = logsluice(journal, "--load", stream, "--dsn", NOWHERE, *more)
+        assert (status, out) == (1, "")
+        assert f"stream {stream} is not loaded: it is for the file {path}, not for PostgreSQL: a program with" in err
+    status, out, err = logsluice(journal, "--export", stream)
+    assert status == 0
+    assert [json.loads(line)["id"] for line in out.splitlines()] == process.ids
+    assert f"These are lines for the file {path}." in err
+    assert streams(journal) == {stream}

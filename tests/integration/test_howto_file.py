@@ -43,7 +43,7 @@ def test_the_program_writes_what_the_page_shows(page, tmp_path):
     lines = lines_of(tmp_path / "logs" / "combined.log")
     shown = json.loads(re.search(r"```text\n(\{.*\})\n```", TEXT)[1])
     assert list(lines[0]) == list(shown)
-    same = ("level", "logger", "message", "func", "service", "thread", "seq", "amount", "card_token")
+    same = ("level", "logger", "message", "func", "service", "thread", "seq", "amount", "token")
     assert {key: lines[0][key] for key in same} == {key: shown[key] for key in same}
     assert [line["message"] for line in lines_of(tmp_path / "logs" / "error.log")] == ["order 18 failed"]
     assert not list((tmp_path / "logs" / "journal").glob("*/*.seg"))

@@ -126,7 +126,7 @@ def test_a_plain_record_says_no_more_than_it_knows(names):
 # --- extras and names ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("key", ["ts", "level", "logger", "caller", "service", "stream", "seq", "thread", "func"])
+@pytest.mark.parametrize("key", ["ts", "level", "logger", "caller", "service", "stream", "seq", "func"])
 def test_an_extra_with_the_name_of_a_key_gets_an_underscore(key):
     line = read(line_of(failed(**{key: "theirs", f"{key}_": "theirs, too"})))
     plain = json.loads(GOLDEN["sluice"])
@@ -142,7 +142,7 @@ def test_an_id_of_the_record_stands_once_as_it_was_given():
 
 @pytest.mark.parametrize(
     ("level", "name", "expected", "number"),
-    [(25, "NOTICE", "NOTICE", 10), (5, "TRACE", "TRACE", 1), (35, "Level 35", "Level 35", 15), (20, "info", "info", 9),
+    [(25, "NOTICE", "NOTICE", 11), (5, "TRACE", "TRACE", 1), (35, "Level 35", "Level 35", 15), (20, "info", "info", 9),
      (20, 5, "5", 9), (20, {"a": 1}, "{'a': 1}", 9), (20, "a\nb", "a\nb", 9), (0, "", "NOTSET", 1),
      (40, "ERROR", "ERROR", 17), (50, "CRITICAL", "CRITICAL", 21), (99, "Level 99", "Level 99", 24)],
 )  # fmt: skip

@@ -162,3 +162,36 @@ def test_the_page_says_what_runs(tmp_path, command):
     done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, env=env, timeout=60)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "2 passed" in done.stdout or "OK" in done.stderr
+
+
+def test_a_json_file_handlers_rows_are_its_lines(tmp_path):
+    """Nothing is written; with both kinds of handlers a record is two rows."""
+    path = tmp_path / "logs" / "app.log"
+    handlers = {
+        "file": {"class": "logsluice.JsonFileHandler", "filename": str(path), "names": "otel"},
+        "own": {"class": "logsluice.JsonFileHandler", "filename": str(path), "formatter": "own"},
+        "db": {"class": "logsluice.PostgresHandler", "dsn": UNREACHABLE},
+    }
+    config = {"version": 1, "disable_existing_loggers": False, "handlers": handlers,
+              "formatters": {"own": {"format": "%(levelname)s %(message)s\n."}},
+              "root": {"level": "INFO", "handlers": list(handlers)}}  # fmt: skip
+    logging.config.dictConfig(config)
+    with captured() as rows:
+        log.info("order %s paid", 17, extra={"password": "hunter2"})
+    of_file, of_own, of_db = rows
+    assert (of_file["Body"], of_file["Attributes"]["password"]) == ("order 17 paid", "[redacted]")
+    assert of_own == {"line": "INFO order 17 paid\n."}
+    assert of_db["message"] == "order 17 paid"
+    assert not path.parent.exists()
+
+
+def test_a_json_file_handler_that_is_made_inside(tmp_path):
+    with captured() as rows:
+        logging.config.dictConfig(
+            {"version": 1, "disable_existing_loggers": False, "root": {"level": "INFO", "handlers": ["file"]},
+             "handlers": {"file": {"class": "logsluice.JsonFileHandler", "filename": str(tmp_path / "app.log")}}}
+        )  # fmt: skip
+        log.info("hello")
+    assert [row["message"] for row in rows] == ["hello"]
+    log.info("nobody sees it")
+    assert not (tmp_path / "app.log").exists()
