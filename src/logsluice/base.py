@@ -178,6 +178,20 @@ class BaseHandler(logging.Handler):
         """As `handle`, for callers that go round it."""
         self.handle(record)
 
+    def take_over(self, record: logging.LogRecord) -> bool:
+        """Take a record that another handler of ours gives up, on that one's thread; whether it is in the buffer."""
+        passed: Any = not self._ended and self.filter(record)
+        if not passed or self.__dict__.get("handle") == self.only_count:
+            return False
+        if isinstance(passed, logging.LogRecord):
+            record = passed
+        intake = (self._pair or self._open())[0]
+        frame = intake.whole(record, 0)
+        if frame is None or not intake.buffer.put(frame, record.levelno):
+            return False
+        intake.wake(record.levelno)
+        return True
+
     def _hand_over(self, record: logging.LogRecord, error: RefusedError) -> None:
         """Give the fallback a record for which there is no room. Never raises."""
         fallback = self._fallback

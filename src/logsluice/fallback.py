@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
+from logsluice import lifecycle
+
 if TYPE_CHECKING:
     from logsluice.diagnostics import Diagnostics
     from logsluice.targets import Target
@@ -31,6 +33,9 @@ class Fallback:
         if record.levelno < handler.level:
             return False
         try:
+            if lifecycle.on_own_thread() and hasattr(handler, "take_over"):
+                # One of ours would take a record of our thread for our driver's, and count it away.
+                return bool(handler.take_over(record))
             handler.handle(record)
         except Exception as error:
             self._diagnostics.say("fallback", f"the handler {self.name!r} (fallback=) raised {type(error).__name__}")

@@ -572,6 +572,31 @@ def test_kill_9_while_it_writes(path, tmp_path, names):
     assert (sorted(lost), twice) == ([], [])
 
 
+def test_four_processes_with_one_journal_are_killed_one_after_the_other(path, tmp_path):
+    """Siblings, and the next lives, take over what each left; some die while they do."""
+    journal = tmp_path / "journal"
+    given = {"filename": str(path), "journal": str(journal), "linger": 0.005, "max_bytes": 200_000, "when_full": "block",
+             "block_timeout": LIMIT, "backup_count": 10_000}  # fmt: skip
+    text = WRITES.replace("n += 1", "n += 1\n    if n % 20 == 0: threading.Event().wait(0.01)")
+    begun = []
+
+    def begin():
+        begun.append(Process(text, tmp_path, f"p{len(begun)}", config=config({"file": given})))
+        return begun[-1]
+
+    running = [begin() for _ in range(4)]
+    for turn in range(12):
+        oldest = running.pop(0)
+        assert until(lambda: len(oldest.ids) > 100, LIMIT), oldest.err
+        oldest.kill()
+        if turn < 8:
+            running.append(begin())
+    ids, _ = inherit(path, journal)
+    for process in begun:
+        assert "internal error" not in process.err, process.err
+    judge(path, begun, ids)
+
+
 @pytest.mark.parametrize("rotated", ["no", "logrotate", "ours"])
 @pytest.mark.parametrize("after", [1, 3])
 def test_it_dies_between_the_write_and_the_acknowledgement(path, tmp_path, after, rotated):
@@ -755,3 +780,20 @@ def test_total_bytes_is_never_exceeded_by_more_than_a_batch(path):
             assert log.flush()
             assert sum(file.stat().st_size for file in family(path)) <= 100_000
     assert set(ids_in(path)) == set(log.given[-len(ids_in(path)) :]), "the oldest went"
+
+
+# --- as the fallback of another handler -----------------------------------------------------------------------------
+
+
+def test_as_a_fallback_it_takes_what_is_left_at_exit(path, tmp_path):
+    """Handed over by the other handler's own thread: not to be taken for a record of the driver's."""
+    given = config({"file": {"filename": str(path)}})
+    given["handlers"]["postgres"] = {
+        "class": "logsluice.PostgresHandler", "dsn": "host=127.0.0.1 port=1", "fallback": "file", "shutdown_timeout": 0.1
+    }  # fmt: skip
+    given["loggers"][""]["handlers"] = ["postgres"]
+    process = Process("for n in range(500): order(n)\n", tmp_path, "a", config=given)
+    process.wait()
+    assert ids_in(path) == Counter(process.ids)
+    assert len(process.ids) == 500
+    assert "are lost" not in process.err
