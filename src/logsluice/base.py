@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     # Of a target's stream; of an orphan's, if one is given.
     SinkMaker = Callable[[Target, int, "OrphanBuffer | None"], Sink]
 
+LATE = 1.0  # seconds more at exit for a handler that was given another's records: a file takes 64 MiB in less
 STREAM_BITS = 63  # a positive bigint; two of a million streams meet with a chance of 1 in 18 million
 
 
@@ -70,6 +71,7 @@ class BaseHandler(logging.Handler):
     _pairs: Sequence[Pair] = ()  # all: one for each of `connections`
     _ways: Sequence[Callable[..., bool]] = ()  # what takes ordinary records in, for each of them
     _ended = False
+    _took_over = False  # records that another handler had to give up
     _way: Callable[..., bool]  # that of `_pair`
 
     def __init__(self, *, level: int | str = logging.NOTSET, **options: Any) -> None:
@@ -189,6 +191,7 @@ class BaseHandler(logging.Handler):
         frame = intake.whole(record, 0)
         if frame is None or not intake.buffer.put(frame, record.levelno):
             return False
+        self._took_over = True
         intake.wake(record.levelno)
         return True
 
@@ -472,7 +475,7 @@ class BaseHandler(logging.Handler):
             del self.__dict__["handle"]
         made = self.__dict__.pop("_made", ())
         self.__dict__.pop("_diagnostics", None)
-        self._noise = 0
+        self._noise, self._took_over = 0, False
         self._off_count, self._lost = Tally(), Tally()
         for old in (*pairs, *made):
             lifecycle.park(old)  # with the connection: closing it would say goodbye on the parent's socket
@@ -537,6 +540,8 @@ class BaseHandler(logging.Handler):
         for listener in listeners:
             lifecycle.drain_later(listener)
         deadline = lifecycle.exit_deadline(self.shutdown_timeout)
+        if self._took_over:  # the other gave up when the time of exit was over
+            deadline = max(deadline, time.monotonic() + LATE)
         for route in self._routes():
             route.buffer.close()
         for listener in listeners:

@@ -794,6 +794,6 @@ def test_as_a_fallback_it_takes_what_is_left_at_exit(path, tmp_path):
     given["loggers"][""]["handlers"] = ["postgres"]
     process = Process("for n in range(500): order(n)\n", tmp_path, "a", config=given)
     process.wait()
-    assert ids_in(path) == Counter(process.ids)
+    assert ids_in(path) == Counter(process.ids), process.err
     assert len(process.ids) == 500
     assert "are lost" not in process.err
