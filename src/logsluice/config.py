@@ -18,7 +18,7 @@ import socket
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from logsluice.errors import ConfigError
 
@@ -51,6 +51,11 @@ class Limits:
 @dataclass(frozen=True, kw_only=True)
 class Settings:
     """What every handler can be told, whatever its sink."""
+
+    checks: ClassVar[Mapping[str, Callable[[str, Any], Any]]] = {}  # of options that one kind alone has
+    # What the sink does, no option.
+    buries: ClassVar[bool] = False  # it keeps dead letters by itself, also while the server is away
+    hints: ClassVar[bool] = False  # it has no books: the journal itself remembers how far a stream was acknowledged
 
     # Who writes.
     service: str | None = None  # stored with each row
@@ -246,7 +251,7 @@ def settings_from(options: Mapping[str, Any], kind: type[Chosen]) -> Chosen:
             near = difflib.get_close_matches(name, known, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"known options: {', '.join(sorted(known))}"
             raise ConfigError(f"unknown option {name!r}; {hint}")
-        check = _CHECKS.get(name)
+        check = kind.checks.get(name) or _CHECKS.get(name)
         chosen[name] = check(name, plain(value)) if check else plain(value)
     settings = kind(**chosen)
     settings.check(frozenset(chosen))
@@ -489,3 +494,6 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "options": _mapping,
     "format": _one_of("json", "copy"),
 }
+
+# For options that stand in modules of their own.
+flag, folder, number, one_of, variable = _flag, _folder, _number, _one_of, _variable

@@ -1,7 +1,8 @@
 """
 What to do when a sink fails: verdicts, back-off, breaker. Pure: no clock of its own, no I/O.
 
-Four verdicts, one table (tests/unit/test_delivery.py holds it row for row, in both directions):
+Four verdicts, one table (tests/unit/test_delivery.py holds it row for row, in both directions). It is of SQLSTATEs; a
+sink without them says its verdict itself (`Failure.verdict`; for HTTP the table is in sinks/replies.py):
 
 | what failed                                                   | SQLSTATE                       | verdict |
 |---------------------------------------------------------------|--------------------------------|---------|
@@ -56,6 +57,11 @@ class Failure:
     value: tuple[str, ...] = field(default=(), repr=False)  # and the values in them
     hint: str = ""  # what to do, for example the exact GRANT
     moment: datetime | None = None  # of the row for which there is no partition
+    verdict: Verdict | None = None  # of a sink that has no SQLSTATE to say it by; None: `decide` finds it
+    status: int | None = None  # HTTP's
+    # Seconds that the server asked to be left alone; 0.0: the sink has mended what was wrong, try again at once.
+    wait: float | None = None
+    detail: str = field(default="", repr=False)  # what was answered; may hold row content: for dead letters alone
 
 
 # So many rejections without a stored row between raise the question whether the table has changed: then a sample of
@@ -71,6 +77,8 @@ _REJECT = ("22", "23", "44", "54", "P0001")
 def decide(failure: Failure, *, storm: bool = False) -> Verdict:
     """Return the verdict on a failed attempt. `storm`: the table accepted none of a sample of the waiting rows."""
     code = failure.sqlstate or ""
+    if failure.verdict is not None:
+        return Verdict.BLOCKED if storm and failure.verdict is Verdict.REJECT else failure.verdict
     if code.startswith("28"):
         return Verdict.BLOCKED
     if failure.connecting:
@@ -127,9 +135,16 @@ class Breaker:
             return True
         return now >= self.open_until
 
-    def failed(self, now: float, *, slowly: bool = False) -> float:
-        """Open for the back-off, or for the longest one if `slowly`; return the seconds."""
-        seconds = self.backoff.most if slowly else self.backoff.next()
+    def failed(self, now: float, *, slowly: bool = False, wait: float | None = None) -> float:
+        """
+        Open for the back-off, or for the longest one if `slowly`; return the seconds.
+
+        `wait`: what the server asked for. It comes before the back-off, so that a fleet does not return all at once.
+        """
+        if wait is None:
+            seconds = self.backoff.most if slowly else self.backoff.next()
+        else:
+            seconds = wait + self.backoff.next() if wait else 0.0
         if self.failing_since is None:
             self.failing_since = now
         self.open_until = now + seconds

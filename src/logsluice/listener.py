@@ -26,7 +26,7 @@ from logsluice.journal_buffer import JournalBuffer
 from logsluice.keeper import Keeper
 from logsluice.notices import Notices
 from logsluice.primitives import Done, SimpleQueue, get_ident, start_thread
-from logsluice.sinks import Counts, SinkError
+from logsluice.sinks import Counts, Outcome, SinkError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -426,7 +426,7 @@ class Listener(logging.handlers.QueueListener):
             self._failed(route, batch, error.failure, time.monotonic() - started)
             return
         self.breaker.succeeded()
-        self._stored(route, batch, outcome.dead, time.monotonic() - started)
+        self._stored(route, batch, outcome, time.monotonic() - started)
 
     def _next_batch(self, route: Route) -> Batch | None:
         batch = route.buffer.take(route.batch_bytes, self.settings.batch_size)
@@ -445,12 +445,13 @@ class Listener(logging.handlers.QueueListener):
             reason, records = route.buffer.given_up.popitem()
             route.ledger.totals = route.ledger.totals.abandon(reason, records)
 
-    def _stored(self, route: Route, batch: Batch, dead: int, seconds: float) -> None:
+    def _stored(self, route: Route, batch: Batch, outcome: Outcome, seconds: float) -> None:
         now = time.monotonic()
         since = route.waiting_since()
-        markers = route.markers(batch)
-        rows = batch.rows
-        if rows > dead:
+        if outcome.end is not None:
+            batch = batch.head(outcome.end - batch.start)
+        rows, dead = batch.rows, outcome.dead
+        if rows > dead + sum(count for _, count in outcome.given_up):
             route.streak = 0
         route.retries = 0
         route.breaker.succeeded()
@@ -467,17 +468,27 @@ class Listener(logging.handlers.QueueListener):
         route.ledger.recent_stored.append(figures)
         self._idle_since = now
         totals = route.ledger.totals
-        route.ledger.totals = totals._replace(
-            stored=totals.stored + rows - dead - markers,
-            dead=totals.dead + dead,
-            markers=totals.markers + markers,
-            batches=totals.batches + 1,
-            last_stored_at=time.time(),
-        )
-        # After all figures: it tells `flush`, whose caller may ask `stats` at once. Right after the totals: what is
-        # thrown into this thread in between has the batch sent again, and counted twice.
-        self._settle(route, batch)
+        route.ledger.totals = totals._replace(batches=totals.batches + 1, last_stored_at=time.time())
+        self._count(route, batch, outcome)  # after all figures: it tells `flush`, whose caller may ask `stats` at once
         self.notices.stored(route, figures, route.ledger.totals.batches, now)
+
+    def _count(self, route: Route, batch: Batch, outcome: Outcome) -> None:
+        """Enter in the book what became of a batch, or of the part of it that this is told of, and settle that."""
+        if outcome.end is not None:
+            batch = batch.head(outcome.end - batch.start)
+        markers = route.markers(batch)
+        totals = route.ledger.totals
+        gone = sum(count for _, count in outcome.given_up)
+        totals = totals._replace(
+            stored=totals.stored + batch.rows - outcome.dead - gone - markers,
+            dead=totals.dead + outcome.dead,
+            markers=totals.markers + markers,
+        )
+        for reason, count in outcome.given_up:
+            totals = totals.abandon(reason, count)
+        route.ledger.totals = totals
+        # Right after the totals: what is thrown into this thread in between has the batch sent and counted again.
+        self._settle(route, batch)
 
     def _settle(self, route: Route, batch: Batch) -> None:
         route.buffer.settle(batch)
@@ -500,7 +511,9 @@ class Listener(logging.handlers.QueueListener):
         verdict = decide(failure)
         if verdict is Verdict.REJECT and is_storm(route, batch):
             verdict = decide(failure, storm=True)
-            failure = replace(failure, hint="the table takes none of the waiting records: see what was changed in it")
+            where = "table" if failure.status is None else "endpoint"
+            hint = f"the {where} takes none of the waiting records: see what was changed in it"
+            failure = replace(failure, hint=hint)
         route.ledger.recent_failed.append(
             {
                 "at": time.time(),
@@ -509,6 +522,7 @@ class Listener(logging.handlers.QueueListener):
                 "bytes": len(batch.data),
                 "seconds": seconds,
                 "sqlstate": failure.sqlstate,
+                "status": failure.status,
                 "verdict": verdict.value,
                 "error": failure.message,
             }
@@ -526,17 +540,34 @@ class Listener(logging.handlers.QueueListener):
             route.aside.clear()
             route.batch = None  # taken again, with what has come since: it may show that the rows were to blame
         breaker = self.breaker if failure.connecting else route.breaker
-        wait = breaker.failed(time.monotonic(), slowly=verdict is Verdict.BLOCKED)
+        wait = breaker.failed(time.monotonic(), slowly=verdict is Verdict.BLOCKED, wait=failure.wait)
+        if failure.wait == 0.0:
+            return  # mended already: no attempt that was in vain, and nothing that a person should hear of
         if verdict is Verdict.BLOCKED:
             hint = f"; to mend it: {failure.hint}" if failure.hint else ""
-            kind, text = f"blocked-{failure.sqlstate}", f"blocked, records are kept: {failure.message}{hint}"
+            code = failure.sqlstate if failure.status is None else failure.status
+            kind, text = f"blocked-{code}", f"blocked, records are kept: {failure.message}{hint}"
         else:
             kind, text = "retry", f"not stored yet, trying again within {max(wait, 0.1):.1f} s: {failure.message}"
         said = self.diagnostics.say(f"{kind}-{route.name}", text)
         route.complained = route.complained or said  # then its end is said as well
         route.retries += 1
         limit = self.settings.retry_limit
-        if limit is not None and route.retries > limit and (verdict is not Verdict.SHRINK or batch.rows == 1):
+        can_shrink = verdict is Verdict.SHRINK and batch.rows > 1 and not self.settings.buries
+        if limit is not None and route.retries > limit and not can_shrink:
+            self._give_up(route, batch, failure, limit)
+
+    def _give_up(self, route: Route, batch: Batch, failure: Failure, limit: int) -> None:
+        """After `retry_limit`: count a batch as abandoned, or have it kept by a sink that needs no server for that."""
+        if self.settings.buries:
+            why = replace(failure, message=f"given up after {limit} retries: {failure.message}", verdict=Verdict.RETRY)
+            whole = replace(batch, aside={at: why for at, _ in batch.lines()} | batch.aside)
+            try:
+                self._count(route, whole, route.sink.write(whole, Counts(0, 0)))
+            except SinkError as error:  # no place for them now: they wait, and it is tried again
+                self.diagnostics.say("burying", f"{error.failure.message}; the records are kept")
+                return
+        else:
             records = batch.rows - route.markers(batch)
             handed = self._hand_over(route, batch)
             if handed:
@@ -546,7 +577,7 @@ class Listener(logging.handlers.QueueListener):
             self._settle(route, batch)
             where = f", {handed} of them to the fallback" if handed else ""
             self.diagnostics.say("abandoned", f"{records} records given up after {limit} retries (retry_limit){where}")
-            route.retries = 0
+        route.retries = 0
 
     def _hand_over(self, route: Route, batch: Batch) -> int:
         """Give the fallback what nobody else will take; return how many records it took."""

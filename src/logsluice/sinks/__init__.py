@@ -2,7 +2,8 @@
 A sink takes batches to where they are stored. Rules:
 
 1. One thread calls it, the listener's; `close` may come from another after that thread has ended.
-2. `write` returns only when every row of the batch is stored, dead-lettered, or known to have been before.
+2. `write` returns only when every row of the batch is stored, dead-lettered, given up and counted, or known to have
+   been before; of those up to `Outcome.end`, where it sent less than the batch.
 3. `write` raises `SinkError` and nothing else. Then none of the batch is stored, or it cannot be known.
 4. After an error `write` may be called again with the same batch, a part of it, or the same with rows set aside.
 5. Any one wait ends within `io_timeout`; a connection that timed out is never used again.
@@ -41,6 +42,8 @@ class Outcome:
     stored: int
     dead: int
     known: bool = False  # the watermark had passed the whole batch: an earlier COMMIT arrived after all
+    given_up: tuple[tuple[str, int], ...] = ()  # (reason, rows) that are kept nowhere, or were handed to the fallback
+    end: int | None = None  # the position up to which this is told, where the sink takes less than a batch at once
 
 
 @dataclass(frozen=True)
