@@ -9,6 +9,7 @@ and exec closes it.
 from __future__ import annotations
 
 from collections import Counter, deque
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from logsluice import crashpoints
@@ -17,6 +18,7 @@ from logsluice.folder import BusyError
 from logsluice.journal import (
     END_OF_DATA,
     MOST_HEADER,
+    MOST_HINT,
     SEALED,
     SEGMENT_NAME,
     STREAM_NAME,
@@ -24,6 +26,8 @@ from logsluice.journal import (
     Image,
     UnfinishedError,
     UnreadableError,
+    acknowledged,
+    read_acknowledged,
     read_header,
 )
 from logsluice.journal_buffer import TRIES, UNFINISHED, read_segment
@@ -49,7 +53,9 @@ class OrphanBuffer:
     dropping_since: float | None = None
     pressure = 0.0
 
-    def __init__(self, folder: Folder, name: str, owner: int, header: Header | None, boot: str) -> None:
+    def __init__(
+        self, folder: Folder, name: str, owner: int, header: Header | None, boot: str, *, hints: bool = False
+    ) -> None:
         self.folder = folder
         self.name = name
         self.stream = int(name, 16)
@@ -61,6 +67,9 @@ class OrphanBuffer:
         self.rows_settled = 0
         self._owner = owner
         self._boot = boot
+        self._hints = hints  # as in JournalBuffer
+        # Up to where the stream was acknowledged; 0 where that is for the sink to know.
+        self._acknowledged = read_acknowledged(folder.read(owner, MOST_HINT), self.stream) if hints else 0
         self._files: deque[tuple[int, str, int]] = deque()  # (number, name, bytes), in order
         for file, size in folder.files(name):
             if (found := SEGMENT_NAME.fullmatch(file)) is not None:
@@ -109,6 +118,9 @@ class OrphanBuffer:
         """Return the oldest batch, None when nothing is left. Raises UnreadableError for what cannot be read now."""
         while self._files:
             number, file, _ = self._files[0]
+            if position(number + 1, 0) <= self._acknowledged:
+                self._next(unlink=True)  # its process died between the answer and the unlink
+                continue
             if self._image is None:
                 try:
                     self._image = self._read_back(number, file)
@@ -140,6 +152,10 @@ class OrphanBuffer:
         self.torn += image.torn
         self._last, self._held_rows = number, False
         self._read = image.start
+        offset = self._acknowledged - position(number, 0)
+        # A hint that points into the middle of a frame is none: the segment is sent whole.
+        if offset > image.start and image.data[offset - 1 : offset] == b"\n":
+            self._read = offset
         return image
 
     def _hopeless(self, file: str, error: Exception) -> bool:
@@ -179,6 +195,9 @@ class OrphanBuffer:
         """Forget a batch that is stored or dead."""
         self.rows_settled += batch.rows
         self._read = batch.end - position(self._files[0][0], 0)
+        if self._hints:
+            with suppress(OSError):  # the old hint stays: more is sent again
+                self.folder.write(self._owner, acknowledged(self.stream, batch.end), 0)
         if self._image is not None and self._read >= self._image.end:
             self._next(unlink=True)
 
@@ -210,8 +229,11 @@ class OrphanBuffer:
 class Adopter:
     """It finds orphans of one target in a folder. `mine`: the names of the handler's own streams."""
 
-    def __init__(self, folder: Folder, wanted: Header, mine: set[str], diagnostics: Diagnostics) -> None:
+    def __init__(
+        self, folder: Folder, wanted: Header, mine: set[str], diagnostics: Diagnostics, *, hints: bool = False
+    ) -> None:
         self.folder = folder
+        self._hints = hints
         self.wanted = wanted
         self.mine = mine
         self.left: dict[str, str] = {}  # name of a stream that is left alone -> why
@@ -261,7 +283,7 @@ class Adopter:
                 f"`logsluice journal {self.folder.path}` shows and loads them",
             )
             return []
-        return [OrphanBuffer(self.folder, name, owner, header, self.wanted.boot)]
+        return [OrphanBuffer(self.folder, name, owner, header, self.wanted.boot, hints=self._hints)]
 
 
 def first_header(folder: Folder, name: str) -> Header | None:

@@ -362,6 +362,7 @@ class BaseHandler(logging.Handler):
             memory_bytes=settings.capacity_bytes // share,
             fsync=settings.fsync,
             diagnostics=self.diagnostics,
+            hints=settings.hints,
             hurry=listener.keeper.hurry,
             **options,
         )
@@ -384,7 +385,11 @@ class BaseHandler(logging.Handler):
         mine = listener.routes[0]
         wanted = self._header(0, mine.target)
         listener.adopter = Adopter(
-            folder, wanted, {f"{route.buffer.stream:016x}" for route in listener.routes}, self.diagnostics
+            folder,
+            wanted,
+            {f"{route.buffer.stream:016x}" for route in listener.routes},
+            self.diagnostics,
+            hints=settings.hints,
         )
 
         def make_route(orphan: OrphanBuffer) -> Route:

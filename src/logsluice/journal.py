@@ -5,7 +5,8 @@ A journal is a folder, `journal="DIR"`. Each stream has a sub-folder named by it
 segment, `NUMBER-RANDOM.seg` (both hexadecimal), and `owner`, whose flock is held by the process that the stream is of.
 `lock` is held while a file is made, so that `journal_bytes` bounds all processes together. `quarantine/` keeps files
 that cannot be read. No file says how far a stream is stored: the watermark in PostgreSQL does, and acknowledging is
-unlinking a whole segment.
+unlinking a whole segment. A sink without books (HTTP) has its stream's `owner` hold a hint: one line, how far it was
+acknowledged, with a CRC-32. A hint that is missing, damaged or old costs a second delivery, never a record.
 
 A file is text, and of a fixed size from its first moment:
 
@@ -52,6 +53,8 @@ if TYPE_CHECKING:
 VERSION = 1
 MAGIC = "logsluice-journal"
 SEALED = "logsluice-sealed"
+ACKNOWLEDGED = "logsluice-acknowledged"
+MOST_HINT = 128  # bytes; one is 69
 BLOCK = 64 * 1024  # bytes under one checksum: what is lost to a flipped bit at most, for 9 bytes of text
 PIECE = 16 * BLOCK  # bytes after which who reads a whole segment lets others have the GIL: 0.3 ms of counting
 # Bytes of which zlib makes a checksum without giving up the GIL. A block at a time gave it up 64 times for 4 MiB, for
@@ -99,6 +102,20 @@ class Header:
 def _checked(text: str) -> bytes:
     data = text.encode("ascii")
     return b"%s %08x\n" % (data, zlib.crc32(data))
+
+
+def acknowledged(stream: int, where: int) -> bytes:
+    """Return the hint of a position, always of the same length: it is written over the one before."""
+    return _checked(f"{ACKNOWLEDGED} {VERSION} {stream:016x} {where:016x}")
+
+
+def read_acknowledged(data: bytes, stream: int) -> int:
+    """Return the position in a stream's hint; 0, all is sent again, for what is not one, whole and of this stream."""
+    line, _, crc = data.partition(b"\n")[0].rpartition(b" ")
+    found = re.fullmatch(rb"%s %d ([0-9a-f]{16}) ([0-9a-f]{16})" % (ACKNOWLEDGED.encode(), VERSION), line)
+    if found is None or crc != b"%08x" % zlib.crc32(line) or int(found[1], 16) != stream:
+        return 0
+    return int(found[2], 16)
 
 
 def trailer_room(size: int) -> int:

@@ -24,12 +24,23 @@ import itertools
 import mmap
 import os
 import time
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from logsluice import buffer, crashpoints
 from logsluice.buffer import QUICK, QUIET, Buffer, Segment, position
-from logsluice.journal import BLOCK, PIECE, Header, Image, UnreadableError, file_size, read_image, trailer
+from logsluice.journal import (
+    BLOCK,
+    PIECE,
+    Header,
+    Image,
+    UnreadableError,
+    acknowledged,
+    file_size,
+    read_image,
+    trailer,
+)
 from logsluice.primitives import Done, RLock
 
 if TYPE_CHECKING:
@@ -134,6 +145,7 @@ class JournalBuffer(Buffer):
         memory_bytes: int,
         fsync: str | float,
         diagnostics: Diagnostics,
+        hints: bool = False,
         hurry: Callable[[], None] = lambda: None,
         **options: Any,
     ) -> None:
@@ -142,6 +154,7 @@ class JournalBuffer(Buffer):
         self.name = f"{header.stream:016x}"
         self.memory_bytes = memory_bytes
         self.fsync = fsync
+        self.hints = hints  # whether the journal itself must say how far the stream was acknowledged
         self.hurry = hurry  # wakes whoever tends
         self.trouble: str | None = None  # what the disk said last, None when it took the last segment
         self.sync_failures = 0
@@ -349,6 +362,10 @@ class JournalBuffer(Buffer):
         """Forget a batch that is stored, dead or abandoned."""
         with self._files:
             super().settle(batch)
+            # Not at the end: what is given up then from memory may lie behind what stays in files.
+            if self.hints and not self._kept and self._owner >= 0:
+                with suppress(OSError):  # the old hint stays: more is sent again
+                    self.folder.write(self._owner, acknowledged(self.stream, self.settled), 0)
             self._roll_if_stale()
             if self._begun and not self._oldest.number and not self._spares:
                 self.hurry()  # else a call would have to make the second segment: nobody else looks before it is full
