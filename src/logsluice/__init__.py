@@ -1,8 +1,8 @@
 """
-logsluice: Python logs into PostgreSQL, and files. The map, in the order in which a record meets the stations.
+logsluice: Python logs into PostgreSQL, files, HTTP. The map, in the order in which a record meets the stations.
 
     filters.py     samples, rate limits, duplicates, where people set one     caller's thread
-    handlers.py    PostgresHandler, JsonFileHandler, SinkHandler: their options, their sinks
+    handlers.py    PostgresHandler, JsonFileHandler, HttpHandler, SinkHandler: their options, their sinks
     base.py        what all handlers are: handle, flush, close                caller's thread
     quick.py       an ordinary record, from `handle` to the buffer            caller's thread
     capture.py     LogRecord -> captured fields. Pure                         caller's thread
@@ -15,15 +15,17 @@ logsluice: Python logs into PostgreSQL, and files. The map, in the order in whic
     shards.py      with connections=N: which pair a record goes to            both
     routes.py      one table's stream, and where its delivery stands          the listener's thread
     sinks/         the Sink protocol; postgres.py: the transaction; link.py, failures.py; file.py; guard.py
+                   http.py: the connection, endpoint.py: the request; wire, replies, tokens, buried
     delivery.py    verdicts on failures, back-off, breaker. Pure
     fallback.py    the last resort;  decoding.py: frames back to rows
     isolation.py   which rows a rejection names; notices.py: what is said on stderr
     lifecycle.py   fork, exit, SIGTERM;  figures.py: what `stats` says;  keys.py: what keys records have
     schema.py, partitions.py, columns.py    the tables that rows go to;  targets.py: what any frames are for
     lines.py, formatters.py, rotation.py    the lines that go to files, and what becomes of full ones
+    httpformats.py, httprecords.py, httpreplies.py, httptarget.py    what goes over HTTP, and what comes back. Pure
     ---- ground ----
-    accounting.py  redaction.py  context.py  config.py  configfile.py  diagnostics.py  primitives.py
-    crashpoints.py  errors.py
+    accounting.py  redaction.py  context.py  config.py  httpconfig.py  configfile.py  diagnostics.py
+    primitives.py  crashpoints.py  errors.py
     ---- beside the path ----
     children.py    spawned children;  testing.py, pytest_plugin.py: rows for people's own tests
     deadletters.py dead letters, sent again;  devserver/  an embedded PostgreSQL;  doctor/;  cli/
@@ -50,18 +52,19 @@ if TYPE_CHECKING:
     from logsluice.children import child_init
     from logsluice.console import ConsoleHandler
     from logsluice.errors import ConfigError, LogsluiceError
-    from logsluice.handlers import JsonFileHandler, PostgresHandler, SinkHandler
+    from logsluice.handlers import HttpHandler, JsonFileHandler, PostgresHandler, SinkHandler
     from logsluice.lifecycle import drain_on_sigterm
 
 __all__ = [
-    "ConfigError", "ConsoleHandler", "JsonFileHandler", "LogsluiceError", "PostgresHandler", "SinkHandler", "Stats",
-    "child_init", "context", "drain_on_sigterm", "testing",
+    "ConfigError", "ConsoleHandler", "HttpHandler", "JsonFileHandler", "LogsluiceError", "PostgresHandler",
+    "SinkHandler", "Stats", "child_init", "context", "drain_on_sigterm", "testing",
 ]  # fmt: skip
 
 _HOMES = {
     "ConfigError": "logsluice.errors",
     "ConsoleHandler": "logsluice.console",
     "LogsluiceError": "logsluice.errors",
+    "HttpHandler": "logsluice.handlers",
     "JsonFileHandler": "logsluice.handlers",
     "PostgresHandler": "logsluice.handlers",
     "SinkHandler": "logsluice.handlers",

@@ -9,9 +9,12 @@ from typing import TYPE_CHECKING, Any, cast
 
 from logsluice.base import BaseHandler
 from logsluice.columns import LOG_COLUMNS, Table, target_from
-from logsluice.config import FileSettings, PostgresSettings, SinkSettings
+from logsluice.config import FileSettings, PostgresSettings, SinkSettings, identity
 from logsluice.errors import ConfigError
 from logsluice.formatters import SluiceJsonFormatter
+from logsluice.httpconfig import HttpSettings, address_of
+from logsluice.httpformats import format_of
+from logsluice.httptarget import HttpTarget
 from logsluice.lines import LineTarget
 
 if TYPE_CHECKING:
@@ -109,6 +112,77 @@ class JsonFileHandler(BaseHandler):
 
     def _described(self, target: Target) -> tuple[str, str, dict[str, str]]:
         return "file", "", {"filename": target.name}
+
+    def _target_of(self, header: Header, mine: Target) -> Target:  # noqa: ARG002 - a line is a line
+        return mine
+
+
+class HttpHandler(BaseHandler):
+    """
+    It sends every record it is given to an HTTP endpoint, many to a request, from a thread of its own.
+
+    Options: docs/howto/http.md lists them, `logsluice.httpconfig.HttpSettings` says their units. At least once: what
+    was sent and not answered is sent again. Needs the extra `[http]`. See `BaseHandler` for what a logging call does
+    and never does.
+
+    A `SluiceJsonFormatter` set with `setFormatter`, or by dictConfig, makes the objects of `ndjson` and `json`; any
+    other formatter makes the message.
+    """
+
+    _kind = HttpSettings
+    _settings: HttpSettings
+
+    def __init__(self, *, level: int | str = logging.NOTSET, **options: Any) -> None:
+        super().__init__(level=level, **options)
+
+    def _targets_from(self) -> dict[str, Target]:
+        given = self._settings
+        # A batch is a request: what is taken and refused is counted as what was sent. A sixteenth less, because the
+        # buffer takes the rest of a segment along (buffer.CRUMB).
+        self._settings = settings = replace(
+            given,
+            batch_bytes=min(given.batch_bytes, given.max_request_bytes * 15 // 16),
+            batch_size=min((n for n in (given.batch_size, given.max_request_records) if n is not None), default=None),
+        )
+        self._lines = SluiceJsonFormatter(names=settings.names)
+        self._format = format_of(settings.format)
+        refused = settings.dead_letters or "nothing: no dead_letters= is set"
+        return {"http": HttpTarget(address_of(settings.url).shown, self._format, self._line_formatter, refused)}
+
+    def _line_formatter(self) -> SluiceJsonFormatter:
+        return self.formatter if isinstance(self.formatter, SluiceJsonFormatter) else self._lines
+
+    def _formatter(self) -> logging.Formatter | None:
+        return None if isinstance(self.formatter, SluiceJsonFormatter) else self.formatter
+
+    def _load(self) -> None:
+        try:
+            importlib.import_module("logsluice.sinks.http")
+        except ImportError as error:
+            if (error.name or "").partition(".")[0] != "urllib3":
+                raise
+            raise ConfigError("HttpHandler needs urllib3 2 or later: pip install 'logsluice[http]'") from None
+        for name in ("logsluice.sinks.endpoint", "encodings.idna"):
+            importlib.import_module(name)
+
+    def _sinks(self, listener: Listener) -> SinkMaker:
+        from logsluice.sinks.endpoint import HttpSink  # noqa: PLC0415 - loaded by `_load`
+        from logsluice.sinks.http import HttpLink  # noqa: PLC0415 - as above
+
+        link = HttpLink(self._settings, self._format, self.diagnostics, listener.deadline, self._now)
+
+        def make(target: Target, stream: int, orphan: OrphanBuffer | None) -> HttpSink:
+            header = None if orphan is None else orphan.header
+            who = identity(self._settings) if header is None else header.who
+            return HttpSink(link, cast("HttpTarget", target), stream, who, lambda: listener.fallback)
+
+        return make
+
+    def _described(self, target: Target) -> tuple[str, str, dict[str, str]]:
+        settings = self._settings
+        kind = settings.format if isinstance(settings.format, str) else "callable"
+        where = {"url": target.name, "format": kind}
+        return "http", "", where | ({"tenant": settings.tenant or ""} if kind == "loki" else {})
 
     def _target_of(self, header: Header, mine: Target) -> Target:  # noqa: ARG002 - a line is a line
         return mine

@@ -17,8 +17,8 @@ import logsluice
 def test_the_public_names():
     """A name more or less is a decision, not an accident."""
     assert logsluice.__all__ == [
-        "ConfigError", "ConsoleHandler", "JsonFileHandler", "LogsluiceError", "PostgresHandler", "SinkHandler", "Stats",
-        "child_init", "context", "drain_on_sigterm", "testing",
+        "ConfigError", "ConsoleHandler", "HttpHandler", "JsonFileHandler", "LogsluiceError", "PostgresHandler",
+        "SinkHandler", "Stats", "child_init", "context", "drain_on_sigterm", "testing",
     ]  # fmt: skip
     assert all(getattr(logsluice, name) is not None for name in logsluice.__all__)
 
