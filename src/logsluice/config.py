@@ -496,4 +496,4 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
 }
 
 # For options that stand in modules of their own.
-flag, folder, number, one_of, variable = _flag, _folder, _number, _one_of, _variable
+flag, number, one_of, variable = _flag, _number, _one_of, _variable

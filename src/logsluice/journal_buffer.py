@@ -32,6 +32,7 @@ from logsluice import buffer, crashpoints
 from logsluice.buffer import QUICK, QUIET, Buffer, Segment, position
 from logsluice.journal import (
     BLOCK,
+    MOST_HINT,
     PIECE,
     Header,
     Image,
@@ -264,7 +265,7 @@ class JournalBuffer(Buffer):
             self._making += total  # first: a signal handler that comes after the count may make one as well
             try:
                 self._used = self.folder.used()
-                if self._used + self._making > limit:
+                if self._used + self._making + (MOST_HINT if self.hints else 0) > limit:
                     return None
                 file = self._new_file(number) + suffix
                 descriptor = self.folder.make(file, total)
@@ -280,6 +281,9 @@ class JournalBuffer(Buffer):
             if self._owner >= 0:
                 folder.close_file(self._owner)
             self._owner = folder.own(self.name)
+            if self.hints:  # at once: its bytes are counted from now on, whoever makes the next file
+                with suppress(OSError):  # without one all is sent again
+                    folder.write(self._owner, acknowledged(self.header.stream, 0), 0)
         return f"{self.name}/{number:08x}-{os.urandom(4).hex()}.seg"
 
     def _in_memory(self, number: int, size: int) -> JournalSegment:

@@ -57,6 +57,8 @@ WRONG = [
     ({"proxy": "https://proxy:3128"}, "proxy must be an http:// url"),
     ({"proxy": "proxy"}, "proxy must be http"),
     ({"ca_file": "/nowhere/ca.pem"}, "ca_file must be a PEM file that is there"),
+    ({"dead_letters": ""}, "dead_letters must be the path of a file"),
+    ({"token_file": 5}, "token_file must be the path of a file"),
     ({"verify": "no"}, "verify must be true or false"),
     ({"max_request_bytes": 10}, "max_request_bytes must be"),
     ({"max_requests_per_second": 0}, "max_requests_per_second must be"),

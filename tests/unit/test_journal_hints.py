@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from dataclasses import replace
 
 import pytest
 
@@ -211,6 +212,35 @@ def test_what_is_given_up_at_the_end_moves_no_hint(tmp_path):
     assert adopt(tmp_path / "j") == FRAMES[7 : 100 - len(given_up)]
 
 
+def test_hints_are_within_the_bytes_of_the_folder(tmp_path):
+    """Two streams, and not a byte over the limit, whoever acknowledges when."""
+    limit = 60_000
+    folder = Folder(str(tmp_path / "j"))
+    made = [
+        JournalBuffer(
+            folder, replace(header(), stream=stream), journal_bytes=limit, memory_bytes=MIB, fsync="never",
+            diagnostics=Diagnostics("test"), hints=True,
+        )
+        for stream in (STREAM, STREAM + 1)
+    ]  # fmt: skip
+    taken = True
+    while taken:
+        taken = False
+        for one in made:
+            one.next_seq()
+            try:
+                one.append(FRAMES[0])
+                taken = True
+            except ValueError:
+                taken = one.put(FRAMES[0], 50) or taken
+            assert folder.used() <= limit
+    for one in made:
+        one.settle(one.take(500))
+        assert folder.used() <= limit
+    for one in made:
+        one.discard()
+
+
 def test_a_disk_that_refuses_the_hint_costs_nothing_else(tmp_path):
     class ReadOnly(Folder):
         def write(self, descriptor, data, at):
@@ -225,4 +255,6 @@ def test_a_disk_that_refuses_the_hint_costs_nothing_else(tmp_path):
         made.append(frame)
     settle(made, 5)
     assert made.rows_waiting() == 0
+    assert made.trouble is None
     made.discard()
+    assert adopt(tmp_path / "j") == FRAMES[:5]

@@ -9,7 +9,7 @@ A sink takes batches to where they are stored. Rules:
 5. Any one wait ends within `io_timeout`; a connection that timed out is never used again.
 6. Rows in `batch.aside` are not sent; they are kept as dead letters together with the rest, or not at all.
 7. No message holds a secret or row content.
-8. `accepts_any` stores nothing. After `idle` and `close`, `open` begins anew.
+8. `accepts_any` stores nothing, or nothing that `write` stores again. After `idle` and `close`, `open` begins anew.
 9. In a forked child `forked` is called, once, and nothing after it: what is open is the parent's.
 """
 
@@ -75,7 +75,11 @@ class Sink(Protocol):
         return False
 
     def accepts_any(self, rows: list[bytes]) -> bool:  # noqa: ARG002 - by default nothing is refused for all rows
-        """Try frames one by one, storing none; True as soon as one would be taken."""
+        """
+        Try frames one by one, storing none; True as soon as one would be taken.
+
+        Where nobody can be asked without storing, what was taken is remembered, and not sent again.
+        """
         return True
 
     def open(self) -> None:
