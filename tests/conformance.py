@@ -21,11 +21,18 @@ from logsluice.conformance import RULES, Bench
 from logsluice.delivery import Failure
 from logsluice.diagnostics import Diagnostics
 from logsluice.encoding import copy_row
+from logsluice.formatters import SluiceJsonFormatter
+from logsluice.httpconfig import HttpSettings
+from logsluice.httpformats import FORMATS
+from logsluice.httptarget import HttpTarget
 from logsluice.sinks import Outcome, Sink, SinkError, rows
+from logsluice.sinks.endpoint import HttpSink
 from logsluice.sinks.file import FileSink, LogFile
 from logsluice.sinks.guard import Guard
+from logsluice.sinks.http import HttpLink
 from logsluice.sinks.link import Link
 from logsluice.sinks.postgres import PostgresSink
+from support.endpoint import Answer, Stub
 from support.proxy import Proxy
 
 LIMIT = 0.5  # seconds of io_timeout
@@ -185,7 +192,27 @@ def postgres(request):
         yield bench
 
 
-SINKS = {"fake": fake, "sqlite": sqlite, "file": file, "postgres": postgres}
+@contextlib.contextmanager
+def http(request):
+    options = {"io_timeout": LIMIT, "dead_letters": str(request.getfixturevalue("tmp_path") / "dead.jsonl")}
+    with Stub() as stub:
+        settings = settings_from({"url": stub.url(), **options}, HttpSettings)
+        target = HttpTarget(stub.url(), FORMATS["ndjson"], SluiceJsonFormatter, "")
+
+        def sink(stream):
+            link = HttpLink(settings, target.format, Diagnostics("test"), lambda: None)
+            return HttpSink(link, target, stream, {}, lambda: None)
+
+        def answer(**options):
+            return lambda on: setattr(stub, "decide", lambda request: Answer(**options if on else {}))
+
+        yield Bench(
+            sink, lambda: stub.stored(lambda request: request.body.decode().splitlines()), json_frame(), once=False,
+            broken=answer(status=503), silent=answer(hang=True, stores=False), limit=LIMIT, trial_stores=True,
+        )  # fmt: skip
+
+
+SINKS = {"fake": fake, "sqlite": sqlite, "file": file, "http": http, "postgres": postgres}
 
 
 @pytest.mark.parametrize("sink", SINKS)
