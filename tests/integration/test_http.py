@@ -582,6 +582,68 @@ def test_a_blocked_tenant_of_loki_is_blocked(stub):
     assert {request.headers["x-scope-orgid"] for request in stub.requests} == {"shop"}
 
 
+class Loki:
+    """Loki, as its documentation says: 400 for a time that is no string, and one entry of each time and line."""
+
+    def __init__(self):
+        self.entries: dict[tuple, str] = {}
+
+    def __call__(self, request):
+        try:
+            for stream in json.loads(request.body)["streams"]:
+                labels = tuple(sorted(stream["stream"].items()))
+                assert labels
+                for ts, line, metadata in stream["values"]:
+                    assert all(type(text) is str for text in (ts, line, *metadata, *metadata.values()))
+                    assert abs(int(ts) / 1e9 - time.time()) < 3600
+                    self.entries[labels, ts, line] = metadata.get("id")
+        except (AssertionError, KeyError, ValueError, TypeError) as error:
+            return Answer(400, repr(error))
+        return Answer(204)
+
+
+def test_a_push_that_is_sent_twice_is_one_entry_in_loki(stub):
+    loki = Loki()
+
+    def lose(request):
+        assert loki(request).status == 204
+        stub.decide = loki
+        return Answer(drop=True)
+
+    stub.decide = lose
+    with Sender(stub, format="loki", service="shop", environment="test") as sender:
+        sender.log(50)
+        for _ in range(50):  # one text, most of them of one microsecond or two
+            sender.logger.warning("again", extra={"id": "same"})
+        assert sender.flush()
+    found = Counter(loki.entries.values())
+    assert found.pop("same") == 50
+    assert found == {str(number): 1 for number in sender.ids}
+    assert {dict(labels)["level"] for labels, _, _ in loki.entries} == {"info", "warning"}
+
+
+def test_a_collector_reads_every_record_by_otlps_own_definitions(stub):
+    from google.protobuf import json_format
+    from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
+
+    found = []
+
+    def collect(request):
+        assert request.headers["content-type"] == "application/json"
+        message = json_format.Parse(request.body, ExportLogsServiceRequest())
+        for scope in message.resource_logs[0].scope_logs:
+            for record in scope.log_records:
+                found.extend(int(one.value.int_value) for one in record.attributes if one.key == "id")
+        return Answer(200, {})
+
+    stub.decide = collect
+    with Sender(stub, format="otlp", service="shop") as sender:
+        sender.log(200, pad="ü" * 50)
+        assert sender.flush()
+        assert sender.law().stored == 200
+    assert sorted(found) == sender.ids
+
+
 # --- a callable --------------------------------------------------------------------------------------------------------------
 
 
