@@ -11,8 +11,12 @@ import time
 import pytest
 from urllib3.exceptions import ProtocolError, ReadTimeoutError
 
-from logsluice.sinks import wire
-from logsluice.sinks.http import said
+from logsluice.config import settings_from
+from logsluice.diagnostics import Diagnostics
+from logsluice.httpconfig import HttpSettings
+from logsluice.httpformats import format_of
+from logsluice.sinks import SinkError, wire
+from logsluice.sinks.http import HttpLink, said
 from logsluice.sinks.wire import Patience, dial, send_all
 
 LIMIT = 30  # seconds: a net below what takes milliseconds
@@ -106,3 +110,20 @@ def test_what_is_said_holds_nothing_that_the_server_said(error, text):
     for one in (error, wrapped):
         assert text in said(one)
         assert "canary" not in said(one)
+
+
+@pytest.mark.parametrize("scheme", ["https", "proxy"])
+def test_a_handshake_that_ends_in_the_middle_leaves_no_socket_open(server, scheme):
+    """Over at once, whatever the garbage collector does later."""
+    url = f"https://127.0.0.1:{server.getsockname()[1]}/"
+    options = {"url": url} if scheme == "https" else {"url": "https://host/", "proxy": url.replace("https", "http")}
+    settings = settings_from({**options, "io_timeout": 0.2}, HttpSettings)
+    link = HttpLink(settings, format_of("ndjson"), Diagnostics("test"), lambda: None)
+    with pytest.raises(SinkError):
+        link.open()  # nobody answers
+    other, _ = server.accept()
+    with other:
+        other.settimeout(LIMIT)
+        while other.recv(65536):
+            pass  # until it is closed
+    assert not link.connected

@@ -107,13 +107,13 @@ class HttpLink:
         try:
             self.credentials.headers()  # without a token there is no use in connecting
             self._know_secrets()
-            conn = self._made()
-            conn.connect()
+            self._conn = self._made()
+            self._conn.connect()
         except SinkError:
             raise
         except Exception as error:
+            self.close()  # a handshake that failed leaves its socket open
             raise SinkError(self._not_connected(error)) from None
-        self._conn = conn
         self._warn()
 
     def _made(self) -> _Patient:
