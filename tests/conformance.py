@@ -197,7 +197,7 @@ def http(request):
     options = {"io_timeout": LIMIT, "dead_letters": str(request.getfixturevalue("tmp_path") / "dead.jsonl")}
     with Stub() as stub:
         settings = settings_from({"url": stub.url(), **options}, HttpSettings)
-        target = HttpTarget(stub.url(), FORMATS["ndjson"], SluiceJsonFormatter, "")
+        target = HttpTarget(name=stub.url(), formatter=SluiceJsonFormatter, refused="", format=FORMATS["ndjson"])
 
         def sink(stream):
             link = HttpLink(settings, target.format, Diagnostics("test"), lambda: None)

@@ -147,7 +147,8 @@ class HttpHandler(BaseHandler):
         self._lines = SluiceJsonFormatter(names=settings.names)
         self._format = format_of(settings.format)
         refused = settings.dead_letters or "nothing: no dead_letters= is set"
-        return {"http": HttpTarget(address_of(settings.url).shown, self._format, self._line_formatter, refused)}
+        shown = address_of(settings.url).shown
+        return {"http": HttpTarget(name=shown, formatter=self._line_formatter, refused=refused, format=self._format)}
 
     def _line_formatter(self) -> SluiceJsonFormatter:
         return self.formatter if isinstance(self.formatter, SluiceJsonFormatter) else self._lines

@@ -68,20 +68,22 @@ class LineTarget:
         """Return what makes a frame of a captured record."""
 
         def encode(captured: Captured, _record: logging.LogRecord, rules: Rules) -> bytes:
-            formatter = self.formatter()
-            if isinstance(formatter, SluiceJsonFormatter):
-                line = formatter.line(captured, rules)
-            else:
-                text = attributes_json(captured, rules)
-                values = visible({**captured.fields, "attributes": {} if text is None else json.loads(text)})
-                line = str(formatter.format(decoding.rebuilt(values)))
-                line = tidy(line.replace("\v", "\\x0b"), "line", rules, captured.marks)
-            line = line.replace("\r\n", "\n").replace("\n", "\v")
+            line = self.line(captured, rules).replace("\r\n", "\n").replace("\n", "\v")
             fields = captured.fields
             logger = (fields["logger"] or "").replace("\t", " ").replace("\n", " ")
             return f"{fields['seq']}\t{fields['level']}\t{logger}\t{line}\n".encode()
 
         return encode
+
+    def line(self, captured: Captured, rules: Rules) -> str:
+        """Return what is written of a captured record, without a newline at its end."""
+        formatter = self.formatter()
+        if isinstance(formatter, SluiceJsonFormatter):
+            return formatter.line(captured, rules)
+        text = attributes_json(captured, rules)
+        values = visible({**captured.fields, "attributes": {} if text is None else json.loads(text)})
+        line = str(formatter.format(decoding.rebuilt(values)))
+        return tidy(line.replace("\v", "\\x0b"), "line", rules, captured.marks)
 
     def record_of(self, frame: bytes) -> logging.LogRecord | None:
         """Return a record of that level and logger whose message is the line; None for a row of our own."""

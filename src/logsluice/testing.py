@@ -25,9 +25,8 @@ from logsluice.sinks.guard import Guard
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-    from logsluice.sinks import Sink
-
     from logsluice.base import BaseHandler
+    from logsluice.sinks import Sink
 
 
 @contextlib.contextmanager

@@ -211,6 +211,9 @@ class HttpSink:
     def retire(self) -> None:
         """Nothing to do: no books say anything of the stream."""
 
+    def forked(self) -> None:
+        """Leave the connection as it is: the socket is the parent's as well."""
+
     def close(self) -> None:
         """Close the connection."""
         self.link.close()
