@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 
+import hypothesis
 import psycopg
 import pytest
 
@@ -16,6 +17,11 @@ from logsluice import schema
 from logsluice.devserver import EmbeddedPostgres
 from logsluice.errors import DevServerError
 from support.servers import SETTINGS, ExternalServer, create_database, drop_database, memory
+
+
+# No example has a deadline: on a busy machine the first one may take as long as it likes.
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
 
 
 @pytest.fixture(scope="session")
