@@ -70,7 +70,7 @@ def rebuilt(values: dict[str, Any]) -> logging.LogRecord:
     """
     level = int(values["level"])
     ts = values["ts"]
-    moment = (ts if isinstance(ts, datetime) else _TYPES["ts"](ts)).timestamp()
+    moment = ts if isinstance(ts, datetime) else _TYPES["ts"](ts)
     attributes: dict[str, Any] = values["attributes"]
     ids = ("trace_id", "span_id", "correlation_id", "user_id", "organization_id")
     file = values["file"] or ""
@@ -89,8 +89,8 @@ def rebuilt(values: dict[str, Any]) -> logging.LogRecord:
             "lineno": int(values["line"] or 0),
             "funcName": values["func"],
             "threadName": values["thread"],
-            "created": moment,
-            "msecs": moment % 1 * 1000,
+            "created": moment.timestamp(),
+            "msecs": float(moment.microsecond // 1000),  # of the float above it would be one less now and then
             "exc_info": None,
             "exc_text": values["exc_text"],
         }
