@@ -169,7 +169,8 @@ def _remarks(settings: FileSettings, when: str | None) -> list[str]:
     found = [
         "# For /etc/logrotate.d. Leave max_bytes=, when= and what goes with them out of the handler: one of the two",
         "# rotates. The handler sees by itself that another file has the name: no signal, no postrotate, no",
-        "# copytruncate, which loses what is logged between its copy and its cut.",
+        "# copytruncate, which loses what is logged between its copy and its cut. It makes the new file, with its",
+        "# mode= and owner=; with create logrotate may find it there already, and puts it away as .backup.",
     ]
     if when == "hour" or when is None:
         found.append("# logrotate must be run every hour (systemctl edit logrotate.timer): once a day is its habit.")
@@ -190,10 +191,9 @@ def _directives(settings: FileSettings, when: str | None) -> list[str]:
         "dateformat .%Y-%m-%d_%H-%M-%S",
         "missingok",
         "ifempty" if settings.rotate_empty else "notifempty",
-        f"create {settings.mode:04o}{_owner(settings)}",
+        "nocreate",
+        "# su USER GROUP   where others than root may write into the folder",
     ]
-    if settings.owner is not None:
-        lines.append(f"# su{_owner(settings)}   where others than root may write into the folder")
     if settings.compress:
         # With delay_compress or without: logrotate cannot know, as the handler does, that nobody writes there any more.
         lines += ["compress", "# A line that was on its way may still come into the file that was just renamed:"]
@@ -201,12 +201,3 @@ def _directives(settings: FileSettings, when: str | None) -> list[str]:
     else:
         lines.append("nocompress")
     return [f"    {line}" for line in lines]
-
-
-def _owner(settings: FileSettings) -> str:
-    if settings.owner is None:
-        return ""
-    user, _, group = settings.owner.partition(":")
-    if not user or not group:
-        raise ConfigError(f"owner: logrotate wants both, 'user:group', got {settings.owner!r}")
-    return f" {user} {group}"

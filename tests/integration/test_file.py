@@ -227,7 +227,7 @@ def test_logrotate_renames(path, tmp_path, more):
 
 def test_logrotate_renames_while_it_is_written(path, tmp_path):
     """In the middle of the stream: what is written between rename and look goes into the renamed file."""
-    (tmp_path / "logrotate.conf").write_text(ROTATED.format(path=path, more="create 0640"))
+    (tmp_path / "logrotate.conf").write_text(ROTATED.format(path=path, more="nocreate"))
     text = """
 n = 0
 while not os.path.exists(os.environ["STOP"]):

@@ -77,7 +77,7 @@ def test_the_options_table_is_the_settings():
 
 def test_the_preset_is_printed(page, tmp_path):
     command = page.command("logsluice preset logrotate")
-    assert "create 0640 root adm" in run(command, tmp_path)
+    assert "rotate 14" in run(command, tmp_path)
 
 
 # --- lnav ------------------------------------------------------------------------------------------------------------

@@ -27,7 +27,7 @@ from support.processes import until
 
 LIMIT = 60  # seconds: a net below waits that end in milliseconds
 # Everything quick: a test waits for the tenth retry, not for the tenth of an hour.
-QUICK = {"linger": 0.01, "backoff_initial": 0.01, "backoff_max": 0.05, "shutdown_timeout": LIMIT}
+QUICK = {"linger": 0.01, "backoff_initial": 0.01, "backoff_max": 0.05, "shutdown_timeout": LIMIT, "slow_batch": 60}
 _names = itertools.count()
 
 

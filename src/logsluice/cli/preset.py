@@ -60,8 +60,6 @@ def _logrotate(names: common.Commands) -> None:
         ("max-bytes", int, "size from which it is rotated"),
         ("backup-count", int, "rotated files that are kept (default: 30)"),
         ("total-bytes", int, "of the file and all rotated ones; for the remark that logrotate has no such limit"),
-        ("mode", str, "of the new file (default: 0640)"),
-        ("owner", str, "user:group of the new file"),
     ):
         parser.add_argument(f"--{option}", type=kind, help=text)
     for option, text in (
