@@ -18,7 +18,6 @@ from logsluice.devserver import EmbeddedPostgres
 from logsluice.errors import DevServerError
 from support.servers import SETTINGS, ExternalServer, create_database, drop_database, memory
 
-
 # No example has a deadline: on a busy machine the first one may take as long as it likes.
 hypothesis.settings.register_profile("untimed", deadline=None)
 hypothesis.settings.load_profile("untimed")

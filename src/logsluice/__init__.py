@@ -7,7 +7,6 @@ logsluice: Python logs into PostgreSQL, files, HTTP. The map, in the order in wh
     quick.py       an ordinary record, from `handle` to the buffer            caller's thread
     capture.py     LogRecord -> captured fields. Pure                         caller's thread
     encoding.py    fields -> frame, one row of COPY text. Pure                caller's thread
-    formatters.py, lines.py    fields -> frame, one line of JSON or text. Pure    caller's thread
     intake.py      Intake(QueueHandler): any record's frame, enqueue          caller's thread
     buffer.py      Buffer: the segments that wait                             both; rules on top
     journal.py, folder.py, journal_buffer.py, keeper.py, adoption.py          with journal=: segments that are files
@@ -21,7 +20,7 @@ logsluice: Python logs into PostgreSQL, files, HTTP. The map, in the order in wh
     isolation.py   which rows a rejection names; notices.py: what is said on stderr
     lifecycle.py   fork, exit, SIGTERM;  figures.py: what `stats` says;  keys.py: what keys records have
     schema.py, partitions.py, columns.py    the tables that rows go to;  targets.py: what any frames are for
-    lines.py, formatters.py, rotation.py    the lines that go to files, and what becomes of full ones
+    lines.py, formatters.py, rotation.py    frames that are lines of JSON or text, and what becomes of full files
     httpformats.py, httprecords.py, httpreplies.py, httptarget.py    what goes over HTTP, and what comes back. Pure
     ---- ground ----
     accounting.py  redaction.py  context.py  config.py  httpconfig.py  configfile.py  diagnostics.py
@@ -30,7 +29,7 @@ logsluice: Python logs into PostgreSQL, files, HTTP. The map, in the order in wh
     children.py    spawned children;  testing.py, pytest_plugin.py: rows for people's own tests
     deadletters.py dead letters, sent again;  devserver/  an embedded PostgreSQL;  doctor/;  cli/
     journals.py    a journal's folder, shown and loaded by hand;  conformance.py: the rules of a sink, tried
-    console.py     ConsoleHandler: lines for people at a terminal, written by the call itself
+    console.py     ConsoleHandler: lines for people at a terminal, written by the call itself;  presets.py
 
 A record is one `logging.LogRecord`; its frame is the record as immutable bytes; a segment is a memory map that frames
 are appended to; a batch is a slice of a segment, sent in one transaction; the watermark is the position up to which a
