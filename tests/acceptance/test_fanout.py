@@ -15,8 +15,9 @@ import psycopg
 import pytest
 
 from logsluice import schema
+from logsluice.devserver import free_port
 from support import matrix
-from support.howto import environment, free_port
+from support.howto import environment
 from support.processes import until
 from support.shop import LIMIT
 
@@ -109,6 +110,8 @@ class Program:
         self.process.stdin.close()
         status = self.process.wait(2 * LIMIT)
         self.reader.join(LIMIT)
+        self.process.stdout.close()
+        self.process.stderr.close()
         return status
 
 

@@ -18,8 +18,8 @@ from pathlib import Path
 
 import pytest
 
+from logsluice.devserver import free_port
 from support.endpoint import LIMIT, Answer, Sender, Stub
-from support.howto import free_port
 from support.processes import until
 from support.tls import certificate
 

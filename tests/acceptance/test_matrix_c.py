@@ -8,6 +8,7 @@ Mounts and strace need root and Debian's packages; where they are not allowed or
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import itertools
 import logging
 import os
@@ -501,14 +502,22 @@ class Watched:
         self._stop.set()
         self._thread.join(LIMIT)
 
+    def _held(self):
+        """Hold the folder: no file is made during a look, else one that went and its successor were counted both."""
+        lock = os.open(self.journal / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return lock
+
     def _look(self):
         while not self._stop.wait(0.001):
             size = on_disk = 0
+            lock = self._held()
             for folder, _, files in os.walk(self.journal):  # which takes a folder that goes meanwhile for empty
                 for file in files:
                     with contextlib.suppress(FileNotFoundError):
                         found = os.lstat(os.path.join(folder, file))  # noqa: PTH118 - as quick as can be
                         size, on_disk = size + found.st_size, on_disk + found.st_blocks * 512
+            os.close(lock)
             self.most, self.most_on_disk = max(self.most, size), max(self.most_on_disk, on_disk)
             self.looks += 1
 

@@ -487,7 +487,7 @@ class BySeq(PostgresSink):
 class SeqHandler(PostgresHandler):
     def _sinks(self, listener):
         link = Link(self._settings, self.diagnostics, listener.deadline, self._now)
-        return lambda target, stream: BySeq(link, target, stream)
+        return lambda target, stream, _orphan: BySeq(link, target, stream)
 
 
 def test_e_09_a_watermark_by_number_loses(dsn, mode, options, switching):
