@@ -146,7 +146,9 @@ def drain_on_sigterm() -> None:
 
     On SIGTERM the main thread blocks for at most `shutdown_timeout` seconds, once for all handlers. Then a handler that
     was there before is called; the default action ends the process by SIGTERM, as its parent expects; a signal that
-    was ignored stays ignored. Forked children inherit it.
+    was ignored stays ignored. Forked children inherit it. As with any handler in Python, a main thread that waits in C
+    for a lock answers when that wait is interrupted or over: `Pool.terminate` can keep a worker there for ever, see
+    docs/howto/multiprocessing.md.
 
     Raises ConfigError off the main thread, and where code outside of Python handles SIGTERM.
     """
