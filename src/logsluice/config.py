@@ -15,10 +15,10 @@ import logging
 import os
 import re
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, NoReturn, TypeVar
 
 from logsluice.errors import ConfigError
 
@@ -74,7 +74,7 @@ class Settings:
     journal_bytes: int = 1 * GIB  # of all files in the folder; never exceeded
     fsync: str | float = "never"  # when files reach the device: "never", every so many seconds, "always": in the call
     journal_unsafe_fs: bool = False  # take a file system on which a full disk can kill the process
-    fallback: str | None = None  # name of another handler: it gets what would be dropped, or is left in memory at exit
+    fallback: str | None = None  # name of another handler: it gets what is dropped, given up, or left at exit
 
     # Batches.
     batch_size: int | None = None  # records in one transaction, sent when there are so many; None: only bytes count
@@ -248,14 +248,19 @@ def settings_from(options: Mapping[str, Any], kind: type[Chosen]) -> Chosen:
     chosen: dict[str, Any] = {}
     for name, value in options.items():
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"known options: {', '.join(sorted(known))}"
-            raise ConfigError(f"unknown option {name!r}; {hint}")
+            refuse_unknown(name, sorted(known))
         check = kind.checks.get(name) or _CHECKS.get(name)
         chosen[name] = check(name, plain(value)) if check else plain(value)
     settings = kind(**chosen)
     settings.check(frozenset(chosen))
     return settings
+
+
+def refuse_unknown(name: str, known: Sequence[str]) -> NoReturn:
+    """Raise `ConfigError` for an option that there is not; it says which one may be meant."""
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"known options: {', '.join(known)}"
+    raise ConfigError(f"unknown option {name!r}; {hint}")
 
 
 def plain(value: Any) -> Any:

@@ -121,11 +121,7 @@ def rule_3(bench: Bench) -> None:
     sink = bench.sink()
     batch, texts = bench.batch()
     try:
-        bench.broken(True)
-        try:
-            _raises(3, sink, batch)
-        finally:
-            bench.broken(False)
+        _raises(3, bench.broken, sink, batch)
         sink.open()
         sink.write(batch, _counts(batch))
         _ensure(3, right=_well(bench, texts), why="after a failure and another try rows are lost or doubled")
@@ -155,12 +151,8 @@ def rule_5(bench: Bench) -> None:
     sink = bench.sink()
     batch, texts = bench.batch()
     try:
-        bench.silent(True)
         began = time.monotonic()
-        try:
-            _raises(5, sink, batch)
-        finally:
-            bench.silent(False)
+        _raises(5, bench.silent, sink, batch)
         waited = time.monotonic() - began
         # Opening and writing may each wait a few times.
         _ensure(5, right=waited < 10 * bench.limit, why=f"it waited for {waited:.1f} s at a limit of {bench.limit:g} s")
@@ -194,11 +186,7 @@ def rule_7(bench: Bench) -> None:
     sink = bench.sink()
     batch, texts = bench.batch()
     try:
-        bench.broken(True)
-        try:
-            said = _raises(7, sink, batch)
-        finally:
-            bench.broken(False)
+        said = _raises(7, bench.broken, sink, batch)
         _ensure(7, right=not any(text in said for text in texts), why="what it raised quotes a row")
     finally:
         sink.close()
@@ -230,8 +218,9 @@ def _well(bench: Bench, texts: list[str]) -> bool:
     return found == [1] * len(texts) if bench.once else all(found)
 
 
-def _raises(rule: int, sink: Sink, batch: Batch) -> str:
-    """Open and write until it fails as it must; return all that was said."""
+def _raises(rule: int, fault: Callable[[bool], object], sink: Sink, batch: Batch) -> str:
+    """Open and write during a fault, and fail as one must; return all that was said."""
+    fault(True)
     try:
         sink.open()
         sink.write(batch, _counts(batch))
@@ -239,6 +228,8 @@ def _raises(rule: int, sink: Sink, batch: Batch) -> str:
         return f"{error} {error!r} {error.failure!r}"
     except BaseException as error:
         raise AssertionError(f"rule {rule}: it raised {type(error).__name__}, not SinkError") from error
+    finally:
+        fault(False)
     raise AssertionError(f"rule {rule}: it stored a batch while what is behind it was broken")
 
 

@@ -29,7 +29,6 @@ sequences are understood (Windows Terminal, ConEmu, any TERM); else say "always"
 from __future__ import annotations
 
 import datetime as dt
-import difflib
 import inspect
 import json
 import logging
@@ -39,7 +38,7 @@ import sys
 from typing import TYPE_CHECKING, Any, TextIO
 
 from logsluice.capture import ID_COLUMNS, Rules, capture, tidy
-from logsluice.config import KIB, Limits, plain
+from logsluice.config import KIB, Limits, flag, plain, refuse_unknown
 from logsluice.diagnostics import Diagnostics
 from logsluice.encoding import JsonWriter, Marks, cut
 from logsluice.errors import ConfigError
@@ -150,12 +149,10 @@ def wants_colors(stream: Any) -> bool:
 
 
 def _refuse_unknown(kind: type, unknown: dict[str, Any]) -> None:
-    if unknown:
-        known = [name for name in inspect.signature(kind).parameters if name not in {"unknown", "positional"}]
-        name = next(iter(unknown))
-        near = difflib.get_close_matches(name, known, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"known options: {', '.join(known)}"
-        raise ConfigError(f"unknown option {name!r}; {hint}")
+    for name in unknown:
+        refuse_unknown(
+            name, [one for one in inspect.signature(kind).parameters if one not in {"unknown", "positional"}]
+        )
 
 
 def _time_format_from(value: Any) -> str | None:
@@ -167,12 +164,6 @@ def _time_format_from(value: Any) -> str | None:
     except ValueError:  # one that strftime refuses; a lone surrogate is a UnicodeEncodeError, which is one, too
         pass
     raise ConfigError(f"time_format must be a format of strftime, for example {TIME_FORMAT!r}, or None, got {value!r}")
-
-
-def _flag(name: str, value: Any) -> bool:
-    if not isinstance(value, bool):
-        raise ConfigError(f"{name} must be true or false, got {value!r}")
-    return value
 
 
 class ConsoleFormatter(logging.Formatter):
@@ -199,8 +190,8 @@ class ConsoleFormatter(logging.Formatter):
             raise ConfigError(f"colors must be one of {', '.join(map(repr, COLORS))}, got {colors!r}")
         self.colors = colors
         self._time_format = _time_format_from(time_format)
-        self._zone = dt.timezone.utc if _flag("utc", utc) else None
-        self._extras = _flag("extras", extras)
+        self._zone = dt.timezone.utc if flag("utc", utc) else None
+        self._extras = flag("extras", extras)
         self._rules = Rules(Limits(), MESSAGE_BYTES, Redactor(plain(redact)), None, lambda: None)
 
     def format(self, record: logging.LogRecord) -> str:

@@ -24,7 +24,6 @@ F6  No lock is taken but those of the handlers that F5 writes to, and memory is 
 from __future__ import annotations
 
 import atexit
-import difflib
 import hashlib
 import inspect
 import itertools
@@ -42,7 +41,7 @@ from typing import TYPE_CHECKING, Any
 from logsluice import lifecycle
 from logsluice.buffer import Tally
 from logsluice.capture import safe_str, timestamp
-from logsluice.config import level_from, plain
+from logsluice.config import level_from, plain, refuse_unknown
 from logsluice.errors import ConfigError
 from logsluice.keys import key_from
 
@@ -68,7 +67,8 @@ class _Filter(logging.Filter):
     reason = ""
 
     def __init__(self, logger: str | None, keep_level: int | str | None, unknown: dict[str, Any]) -> None:
-        _refuse_unknown(type(self), unknown)
+        for name in unknown:
+            refuse_unknown(name, [one for one in inspect.signature(type(self)).parameters if one != "unknown"])
         if logger is not None and (not isinstance(logger, str) or not logger):
             raise ConfigError(f"logger must be the name of a logger, for example 'urllib3', or None, got {logger!r}")
         super().__init__(logger or "")
@@ -524,13 +524,3 @@ def _in_range(name: str, value: Any, least: float, most: float, kind: str) -> No
     # `not <=` refuses NaN too.
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not least <= value <= most:
         raise ConfigError(f"{name} must be {kind} from {least:,g} to {most:,g}, got {value!r}")
-
-
-def _refuse_unknown(kind: type[_Filter], unknown: dict[str, Any]) -> None:
-    if not unknown:
-        return
-    known = [name for name in inspect.signature(kind).parameters if name != "unknown"]
-    name = next(iter(unknown))
-    near = difflib.get_close_matches(name, known, n=1)
-    hint = f"did you mean {near[0]!r}?" if near else f"known options: {', '.join(known)}"
-    raise ConfigError(f"unknown option {name!r}; {hint}")

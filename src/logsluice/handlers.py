@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import importlib
-import logging
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 from logsluice.base import BaseHandler
 from logsluice.columns import LOG_COLUMNS, Table, target_from
@@ -18,6 +17,8 @@ from logsluice.httptarget import HttpTarget
 from logsluice.lines import LineTarget
 
 if TYPE_CHECKING:
+    import logging
+
     from logsluice.adoption import OrphanBuffer
     from logsluice.base import SinkMaker
     from logsluice.journal import Header
@@ -36,9 +37,6 @@ class PostgresHandler(BaseHandler):
 
     _kind = PostgresSettings
     _settings: PostgresSettings
-
-    def __init__(self, *, level: int | str = logging.NOTSET, **options: Any) -> None:
-        super().__init__(level=level, **options)
 
     def _targets_from(self) -> dict[str, Target]:
         settings = self._settings
@@ -87,9 +85,6 @@ class JsonFileHandler(BaseHandler):
     _kind = FileSettings
     _settings: FileSettings
 
-    def __init__(self, *, level: int | str = logging.NOTSET, **options: Any) -> None:
-        super().__init__(level=level, **options)
-
     def _targets_from(self) -> dict[str, Target]:
         self._lines = SluiceJsonFormatter(names=self._settings.names)
         filename = self._settings.filename
@@ -131,9 +126,6 @@ class HttpHandler(BaseHandler):
 
     _kind = HttpSettings
     _settings: HttpSettings
-
-    def __init__(self, *, level: int | str = logging.NOTSET, **options: Any) -> None:
-        super().__init__(level=level, **options)
 
     def _targets_from(self) -> dict[str, Target]:
         given = self._settings
@@ -200,9 +192,6 @@ class SinkHandler(BaseHandler):
 
     _kind = SinkSettings
     _settings: SinkSettings
-
-    def __init__(self, *, level: int | str = logging.NOTSET, **options: Any) -> None:
-        super().__init__(level=level, **options)
 
     def _targets_from(self) -> dict[str, Target]:
         self._lines = SluiceJsonFormatter(names=self._settings.names)

@@ -53,6 +53,12 @@ def _shown(code: int) -> str:
     return f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}"
 
 
+def parts(frame: bytes) -> tuple[int, int, str, str]:
+    """Return seq, level, logger and line of one frame."""
+    seq, level, logger, line = frame.decode().removesuffix("\n").split("\t", 3)
+    return int(seq), int(level), logger, line.replace("\v", "\n")
+
+
 @dataclass(frozen=True)
 class LineTarget:
     """A file or an endpoint, by its name without secrets. `formatter` is asked for each record: it may be replaced."""
@@ -89,8 +95,8 @@ class LineTarget:
         """Return a record of that level and logger whose message is the line; None for a row of our own."""
         if frame.startswith(b"-"):
             return None
-        _, level, logger, line = frame.decode().removesuffix("\n").split("\t", 3)
-        return decoding.of_line(line.replace("\v", "\n"), level=int(level), logger=logger)
+        _, level, logger, line = parts(frame)
+        return decoding.of_line(line, level=level, logger=logger)
 
     def row_of(self, frame: bytes) -> dict[str, Any]:
         """Return the line's JSON object; {"line": text} of a line that is none."""

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from logsluice.errors import LogsluiceError
+from logsluice.lines import parts
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -62,8 +63,8 @@ def rows(batch: Batch) -> Iterator[tuple[int, str]]:
     """
     for at, frame in batch.lines():
         if at not in batch.aside:
-            seq, _, _, line = frame.decode().removesuffix("\n").split("\t", 3)
-            yield int(seq), line.replace("\v", "\n")
+            seq, _, _, line = parts(frame)
+            yield seq, line
 
 
 class Sink(Protocol):

@@ -37,7 +37,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, cast
 
 from logsluice import crashpoints
-from logsluice.delivery import Failure
+from logsluice.delivery import Failure, Verdict
 from logsluice.lines import lines_of
 from logsluice.primitives import Done
 from logsluice.rotation import CHUNK, PART, Rotation
@@ -57,7 +57,6 @@ SEARCHED = 64 * 1024 * 1024
 # Bytes of lines written at once where some are left out: the place up to which all is done is known after each.
 RUN = 256 * 1024
 DEAD = ".dead"  # at the end of a name: rows of damaged blocks of a journal
-BLOCKED = "42501"  # insufficient_privilege: of the table in delivery.py the row that says so
 # Somebody must act; the rest (no space, an I/O error, a lock that is held) may pass by itself.
 _TO_MEND = frozenset(
     {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ELOOP, errno.ENAMETOOLONG}
@@ -373,4 +372,4 @@ def _translated(file: LogFile) -> Iterator[None]:
         hint = f"let user {os.geteuid()} write into {file.path.parent} and {file.path.name}"
         if error.errno == errno.EROFS:
             hint = f"mount the disk of {file.path.parent} so that it can be written"
-        raise SinkError(Failure(text, BLOCKED, hint=hint)) from None
+        raise SinkError(Failure(text, verdict=Verdict.BLOCKED, hint=hint)) from None
