@@ -94,9 +94,8 @@ class JournalSegment(Segment):
         self.rows = 0  # records in it, counted then
         self.tries = 0  # failed reads
         self.quick = False  # it came soon after the one before: the next one should be larger
-        self.rests = (
-            not file
-        )  # its pages were given back, or it has none but those: what is in memory alone stays there
+        # Its pages were given back, or must not be: what is in memory alone is nowhere else.
+        self.rests = not file
 
     @property
     def sealed(self) -> bool:

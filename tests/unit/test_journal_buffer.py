@@ -1375,6 +1375,7 @@ def test_what_is_in_memory_alone_keeps_its_pages(make, disk):
     one = make()
     disk.refuses["make"] = errno.ENOSPC
     frames = fill(one, 3)
+    assert sum(not segment.file for segment in one._journal_chain()) >= 3
     one._breathe()
     del disk.refuses["make"]
     one._write_down_all()  # now they have files, but their maps are still the old ones
