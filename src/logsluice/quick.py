@@ -467,8 +467,9 @@ class QuickWay:
         if record.name.partition(".")[0] == "logsluice":
             raise OwnRecord
         marks = Marks()
-        # A name that is None is told: it must not equal that of a level that nobody named.
-        if type(record.levelno) is not int or STANDARD_NAMES.get(record.levelno, "") != record.levelname:
+        usual = STANDARD_NAMES.get(record.levelno) if type(record.levelno) is int else None
+        # A name that is None or empty is told: it must not equal that of a level that nobody named.
+        if usual is None or usual != record.levelname:
             raise ValueError
         if type(record.lineno) is not int or not 0 <= record.lineno <= INTEGER:
             raise ValueError

@@ -92,6 +92,7 @@ INTAKES = {
 @example(make_record(name="redis://:hunter2@cache/0"), None, "usual")
 @example(make_record("%(redis://:hunter2@cache/0)s", ({"redis://:hunter2@cache/0": 1},)), None, "usual")
 @example(make_record(levelno=0, levelname=None), None, "usual")
+@example(make_record(levelno=0, levelname=""), None, "usual")
 @example(make_record("m" * 2000), None, "small")
 @example(make_record(a=1, b=2, c=3), None, "small")
 def test_the_quick_way_gives_the_same_frame_as_the_whole_way(record, bound, which):
