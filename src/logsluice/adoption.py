@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from logsluice.folder import Folder
 
 LOOK_EVERY = 5.0  # seconds between looks for orphans: one stat and one flock for each stream; a dead worker's rows wait
+TYPED = "typed"  # in a header's target: the table is a typed log's, and any handler of its schema sends its rows
 HOLD = 2.0  # seconds to wait for the folder; nothing hurries
 
 
@@ -306,6 +307,6 @@ def differs(header: Header, wanted: Header) -> str | None:
     if header.sink != wanted.sink:
         return f"sink {header.sink}, not {wanted.sink}"
     for key, value in wanted.target.items():
-        if header.target.get(key) != value:
+        if header.target.get(key) != value and not (key == "table" and TYPED in header.target):
             return f"{key} {header.target.get(key)!r}, not {value!r}"
     return f"schema {header.home!r}, not {wanted.home!r}" if header.home != wanted.home else None

@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any
 
 from logsluice import filters, lifecycle, shards
 from logsluice.adoption import Adopter, OrphanBuffer
-from logsluice.buffer import Buffer, RefusedError, Tally
-from logsluice.capture import Rules
+from logsluice.buffer import ALWAYS, Buffer, RefusedError, Tally
+from logsluice.capture import Rules, typed_of
 from logsluice.config import Settings, identity, settings_from, switched_off
 from logsluice.diagnostics import Diagnostics
 from logsluice.fallback import Fallback
@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from logsluice.shards import Pair
     from logsluice.sinks import Sink
     from logsluice.targets import Target
+    from logsluice.types import LogType
 
     # Of a target's stream; of an orphan's, if one is given.
     SinkMaker = Callable[[Target, int, "OrphanBuffer | None"], Sink]
@@ -135,8 +136,23 @@ class BaseHandler(logging.Handler):
 
     def _make_ways(self) -> None:
         """Make what takes an ordinary record in, for each pair."""
-        entrance = Entrance(self, BaseHandler.handle.__get__(self), self._own, self._failed)
-        self._ways = [intake.quick.made(intake, entrance) for intake, _ in self._pairs]
+        self._ways = [
+            intake.quick.made(intake, self._entrance(functools.partial(self._elsewhere, listener)))
+            for intake, listener in self._pairs
+        ]
+
+    def _entrance(self, elsewhere: Callable[[logging.LogRecord], Callable[..., bool] | None]) -> Entrance:
+        return Entrance(self, BaseHandler.handle.__get__(self), self._own, self._failed, elsewhere)
+
+    def _elsewhere(self, listener: Listener, record: logging.LogRecord) -> Callable[..., bool] | None:
+        """Return the way of a typed log to its own route; None for other records, and for one that does not fit."""
+        instance = typed_of(record)
+        if instance is None:
+            return None
+        kind: LogType = instance.__logtype__
+        if kind.problems(instance):
+            return None  # stored in `logs`, with what is wrong
+        return listener.typed_ways.get(kind) or self._open_route(listener, kind)
 
     def _give_turn(self, pair: Pair) -> None:
         """Let records go to this pair, the shortest way unless a subclass or a test put something else in its place."""
@@ -187,7 +203,11 @@ class BaseHandler(logging.Handler):
             return False
         if isinstance(passed, logging.LogRecord):
             record = passed
-        intake = (self._pair or self._open())[0]
+        intake, listener = self._pair or self._open()
+        way = self._elsewhere(listener, record)
+        if way is not None:
+            self._took_over = True
+            return way(record, True)
         frame = intake.whole(record, 0)
         if frame is None or not intake.buffer.put(frame, record.levelno):
             return False
@@ -310,35 +330,68 @@ class BaseHandler(logging.Handler):
             listener = Listener(tokens, settings, self.diagnostics)
         else:
             listener = shards.ShardListener(tokens, settings, self.diagnostics, self._turn)
-        sinks = self._sinks(listener)
+        sinks = listener.make_sink = self._sinks(listener)
         for name, target in self._targets.items():
-            stream = random.SystemRandom().getrandbits(STREAM_BITS)
-            buffer = self._buffer(stream, target, listener, journal=journal)
-            if settings.capacity is not None and settings.connections > 1:
-                shards.watch_capacity(buffer, self._turn)
-            buffer.has_fallback = self._fallback is not None and journal
-            rules = Rules(
-                settings.limits,
-                settings.max_message_bytes,
-                self._redactor,
-                settings.service,
-                self._formatter,
-                self._now,
-            )
-            intake = Intake(tokens, buffer, target, settings, rules)
-            if settings.fsync == "always" and isinstance(buffer, JournalBuffer):
-                intake.sync = buffer.sync
-            route = Route(
-                name, buffer, intake, target, sinks(target, stream, None), listener.new_breaker(),
-                settings.batch_bytes, storing_since=time.monotonic(),
-            )  # fmt: skip
-            listener.add(route)
+            listener.add(self._route(listener, name, target, journal=journal))
         if settings.journal is not None and journal and adopt:
             self._prepare_adoption(listener, sinks)
         if self._fallback is not None:
             listener.fallback = self._fallback.take_frame
         self.diagnostics.detail(f"start: {self._shown()}")
         return listener.intakes[0], listener
+
+    def _route(self, listener: Listener, name: str, target: Target, *, journal: bool = True) -> Route:
+        """Make a route of this process: a stream, its buffer, its way in and its sink."""
+        settings = self._settings
+        stream = random.SystemRandom().getrandbits(STREAM_BITS)
+        buffer = self._buffer(stream, target, listener, journal=journal)
+        if settings.capacity is not None and settings.connections > 1:
+            shards.watch_capacity(buffer, self._turn)
+        buffer.has_fallback = self._fallback is not None and journal
+        rules = Rules(
+            settings.limits, settings.max_message_bytes, self._redactor, settings.service, self._formatter, self._now
+        )
+        intake = Intake(listener.tokens, buffer, target, settings, rules)
+        if settings.fsync == "always" and isinstance(buffer, JournalBuffer):
+            intake.sync = buffer.sync
+        assert listener.make_sink is not None
+        return Route(
+            name, buffer, intake, target, listener.make_sink(target, stream, None), listener.new_breaker(),
+            settings.batch_bytes, storing_since=time.monotonic(),
+        )  # fmt: skip
+
+    def _open_route(self, listener: Listener, kind: LogType) -> Callable[..., bool] | None:
+        """Open the route of a typed log with its first record; None where the handler has one table for everything."""
+        target = self._typed_target(kind)
+        if target is None:
+            return None
+        if self._settings.journal is None and not listener.family.has_room(self._settings.capacity_bytes):
+            return functools.partial(self._no_room, listener)
+        made = self._route(listener, kind.table, target)
+        route = listener.typed_routes.setdefault(kind, made)
+        if made is not route:  # two first records at once
+            listener.drop(made)
+        assert route.intake is not None
+        route.intake.wake_level = ALWAYS  # the listener may sleep: it has not told this one to wake it
+        if listener.adopter is not None:
+            listener.adopter.mine.add(f"{route.buffer.stream:016x}")
+        listener.add(route)
+        if self._ended:  # looked at after it is served: a close() before that has not seen this buffer
+            route.own.close()
+        way = route.intake.quick.made(route.intake, self._entrance(lambda _: None))
+        return listener.typed_ways.setdefault(kind, way)
+
+    def _no_room(self, listener: Listener, record: logging.LogRecord, _checked: bool = True) -> bool:
+        """Refuse a typed log for which no buffer can be made: those of others are full."""
+        buffer = listener.routes[0].own
+        buffer.next_seq()
+        self._hand_over(record, RefusedError("full", buffer))
+        return True
+
+    def typed_at(self, kind: LogType) -> Any:
+        """Return what tells the place of a typed log's rows from those of other handlers; None where it has none."""
+        target = None if self._ended else self._typed_target(kind)
+        return None if target is None else (str(self._described(target)), getattr(self._settings, "dsn_env", None))
 
     def _buffer(self, stream: int, target: Target, listener: Listener, *, journal: bool) -> Buffer:
         settings, count = self._settings, self._settings.connections
@@ -352,7 +405,8 @@ class BaseHandler(logging.Handler):
         }
         share = len(self._targets) * count
         if settings.journal is None or not journal:
-            return Buffer(stream=stream, capacity_bytes=settings.capacity_bytes // share, **options)
+            family = listener.family
+            return Buffer(stream=stream, capacity_bytes=settings.capacity_bytes // share, family=family, **options)
         if self._folder is None:
             self._folder = Folder(settings.journal)
         buffer = JournalBuffer(
@@ -423,6 +477,10 @@ class BaseHandler(logging.Handler):
     def _sinks(self, listener: Listener) -> SinkMaker:
         """Sink: return what makes the sinks of a listener's streams. Opens nothing."""
         raise NotImplementedError
+
+    def _typed_target(self, kind: LogType) -> Target | None:  # noqa: ARG002 - by default one target takes all
+        """Sink: return what a typed log's frames are for; None where they go with the others."""
+        return None
 
     def _described(self, target: Target) -> tuple[str, str, dict[str, str]]:
         """Sink: return what a journal's header says of it: the sink's kind, where its books are, where records go."""

@@ -10,9 +10,9 @@ The buffer: the segments of one stream that wait. Rules, each with its test in t
 5. The next segment hangs on its predecessor, not in a table of numbers: a writer that slept through whole segments
    follows the chain to the live one, and can never publish a number that was settled long ago.
 6. A segment is finished only when it is sealed; it is unmapped when it is finished, read, and has a successor.
-7. Mapped bytes never exceed `capacity_bytes`: only the last segment can get a successor, which is counted before it
-   is published. The last fifth is a reserve for `keep_level` and above. Threads that append in the same moment may
-   exceed `capacity`, which counts records, by one each.
+7. Mapped bytes of a family, the buffers that share one `capacity_bytes`, never exceed it: only the last segment can
+   get a successor, which is counted before it is published. The last fifth is a reserve for `keep_level` and above.
+   Threads that append in the same moment may exceed `capacity`, which counts records, by one each.
 8. What is not taken in is counted by reason and level, where it happens.
 
 Who writes what: any thread calls `append`, `append_low`, `put`; the listener alone calls `take` and `settle`.
@@ -50,6 +50,37 @@ CRUMB = 16
 POSITION_BITS = 32  # a position is segment number * 2^32 + offset
 QUIET = 0.02  # a pressure below this is one or two small segments: not worth recomputing each time
 ALWAYS = -(10**9)  # below every level: each append wakes the listener
+
+
+class Family:
+    """The buffers that share one limit of bytes: those of a listener's routes. Any thread."""
+
+    def __init__(self) -> None:
+        self.buffers: list[Buffer] = []
+        self._claims: dict[Segment, tuple[Buffer, int]] = {}  # sealed segment -> bytes of the next, being made
+
+    def has_room(self, capacity_bytes: int) -> bool:
+        """Whether another buffer may begin."""
+        return sum(one.held_bytes() for one in self.buffers) + FIRST_SEGMENT <= capacity_bytes
+
+    def others(self, buffer: Buffer) -> int:
+        """Return how many bytes the others hold, or are about to."""
+        if len(self.buffers) < 2:
+            return 0
+        held = sum(one.held_bytes() for one in self.buffers if one is not buffer)
+        return held + sum(size for one, size in list(self._claims.values()) if one is not buffer)
+
+    def claim(self, buffer: Buffer, sealed: Segment, size: int) -> None:
+        """
+        Hear of a segment before it is judged whether there is room for it; `release` it once it is published or not.
+
+        Of two threads that roll two buffers in the same moment at least one so sees what the other takes.
+        """
+        self._claims[sealed] = buffer, size
+
+    def release(self, sealed: Segment) -> None:
+        """Hear that the segment after a sealed one is among its buffer's, or was not made."""
+        self._claims.pop(sealed, None)
 
 
 class RefusedError(Exception):
@@ -191,8 +222,10 @@ class Buffer:
         when_full: str = "drop",
         block_timeout: float = 1.0,
         wake: Callable[[], None] = lambda: None,
+        family: Family | None = None,
     ) -> None:
         self.stream = stream
+        self.family = family or Family()
         self.keep_level = keep_level
         self.capacity_bytes = capacity_bytes
         self._capacity = capacity
@@ -225,6 +258,7 @@ class Buffer:
         self._low_refused = False  # only reserve segments are left
         self._newest = self._oldest  # a hint, may be stale: `put` follows the chain from there
         self.append = self.append_low = self._oldest.write
+        self.family.buffers.append(self)
         self._aim()
 
     # --- writers, any thread ------------------------------------------------------------------------------------
@@ -282,15 +316,18 @@ class Buffer:
         """Hang the next segment on a sealed one; False if there is no room for it."""
         if segment.following:
             return True
-        following = self._following(segment, least, low=low)
-        if following is None:
-            self._aim(reserve=True)
-            self._wake()  # else an idle listener, done since we looked, would never call `relieve`: refused for ever
-            return False
-        crashpoints.reach("roll")
-        self._newest = published = segment.following.setdefault(following.number, following)
-        if published is not following:  # not `_newest`: whoever came in between may have rolled on already
-            following.drop()
+        try:
+            following = self._following(segment, least, low=low)
+            if following is None:
+                self._aim(reserve=True)
+                self._wake()  # else an idle listener, done since we looked, would never `relieve`: refused for ever
+                return False
+            crashpoints.reach("roll")
+            self._newest = published = segment.following.setdefault(following.number, following)
+            if published is not following:  # not `_newest`: whoever came in between may have rolled on already
+                following.drop()
+        finally:
+            self.family.release(segment)
         self._aim()
         self._wake()  # a full segment is worth a batch
         return True
@@ -302,7 +339,8 @@ class Buffer:
     def _following(self, segment: Segment, least: int, *, low: bool) -> Segment | None:
         """Make what comes after a sealed segment and holds a frame of `least` bytes; None if it may not be."""
         size = self._next_size(segment, least)
-        held = self.held_bytes() + self._cost(size)
+        self.family.claim(self, segment, size)
+        held = self.held_bytes() + self.family.others(self) + self._cost(size)
         if held > self.capacity_bytes or (low and held > self._open_to_all):
             self._full = held > self.capacity_bytes
             return None
@@ -331,10 +369,11 @@ class Buffer:
         write = self._live().write
         refuse_all = self._full or self.closed or self._capacity is not None
         self.append = _refuse if refuse_all else write
-        in_reserve = reserve or self.held_bytes() > self._open_to_all
+        held = self.held_bytes() + self.family.others(self)
+        in_reserve = reserve or held > self._open_to_all
         self._low_refused = in_reserve
         self.append_low = _refuse if refuse_all or in_reserve else write
-        share = self.held_bytes() / self.capacity_bytes
+        share = held / self.capacity_bytes
         if self._capacity is not None:
             share = max(share, self._held() / self._capacity)
         self.pressure = 1.0 if self._full else min(1.0, share)
@@ -355,7 +394,7 @@ class Buffer:
 
     def _held(self) -> int:
         # Not `rows_waiting`: that counts blocked calls as well, which would then wait for each other.
-        return self._taken.value - self.rows_settled
+        return sum(one._taken.value - one.rows_settled for one in self.family.buffers)  # noqa: SLF001 - one family
 
     def _turn_away(self, reason: str, level: int) -> bool:
         if self.has_fallback:
@@ -528,7 +567,7 @@ class Buffer:
             # and wake us, and so on without a pause all through an outage.
             newest = self._live()
             least = self._cost(self._next_size(newest, 0)) if newest.sealed else 0
-            held = self.held_bytes() + least
+            held = self.held_bytes() + self.family.others(self) + least
             self._full = held > self.capacity_bytes
             self._aim(reserve=held > self._open_to_all)
             for _ in range(len(self._waiting_writers)):
@@ -560,6 +599,8 @@ class Buffer:
 
     def discard(self) -> None:
         """Unmap everything without reading it: in a forked child, or when the handler is done."""
+        if self in self.family.buffers:
+            self.family.buffers.remove(self)
         for segment in list(self._chain()):
             segment.map.close()
 

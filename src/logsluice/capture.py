@@ -73,6 +73,9 @@ def capture(record: logging.LogRecord, rules: Rules) -> Captured:
     bound = context.current() or {}
     extras = extras_of(record)
     message, template, more = _message(record, rules, marks)
+    if (instance := typed_of(record)) is not None:
+        more = {**_values(instance, marks), **more}
+        extras = {key: value for key, value in extras.items() if value is not instance}
     exception = _exception(record, more.pop("exc_info", None), rules, marks)
     if record.stack_info:
         more["stack_info"] = safe_str(record.stack_info)
@@ -103,6 +106,28 @@ def capture(record: logging.LogRecord, rules: Rules) -> Captured:
         fields[name] = None if text is None else tidy(text, name, rules, marks)
     rest = {key: value for key, value in bound.items() if key not in ids or (ids[key] is None and value is not None)}
     return Captured(fields, attributes, rest, marks)
+
+
+def typed_of(record: logging.LogRecord) -> Any:
+    """Return the typed log (types.py) that a record is or carries, as its message or its extra "logsluice"; or None."""
+    if hasattr(type(record.msg), "__logtype__"):
+        return record.msg
+    carried = record.__dict__.get(OWN_KEY)
+    return carried if hasattr(type(carried), "__logtype__") else None
+
+
+def _values(instance: Any, marks: Marks) -> dict[str, Any]:
+    """Return a typed log's values by their fields, and mark what does not fit."""
+    kind = instance.__logtype__
+    problems = kind.problems(instance)
+    if problems:
+        marks.other["invalid"] = {"table": kind.table, **problems}
+    try:
+        found: dict[str, Any] = kind.values(instance)
+    except Exception as error:
+        marks.other["format_error"] = f"{type(error).__name__}: {safe_str(error)}"[:_ERROR_CHARACTERS]
+        return {}
+    return found
 
 
 STANDARD_NAMES: dict[float, str] = {level: logging.getLevelName(level) for level in (10, 20, 30, 40, 50)}

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from logsluice.config import Settings
     from logsluice.targets import Encode
+    from logsluice.types import LogType
 
 # In the order of the frame: what changes with every record, then what is cached by call site, then the rest.
 LOG_COLUMNS = (
@@ -44,20 +45,30 @@ NAME_BYTES = 63  # PostgreSQL's NAMEDATALEN - 1: a longer name is cut silently, 
 class Source:
     """Where a column's value comes from: a field, or a path into extras or bound context values."""
 
-    kind: str  # "field", "extra", "context"
+    kind: str  # "field", "extra", "context"; "typed": the typed log's value, or else what is known by its name
     path: tuple[str, ...]
     default: Any = None
+    json: bool = False  # whether the column holds JSON: a plain text must become one
 
 
 @dataclass(frozen=True)
 class Table:
-    """The table that the frames of one route are for: a `Target`. `sources` is None for `logs`."""
+    """
+    The table that the frames of one route are for: a `Target`. `sources` is None for `logs`; `typed`: it is a typed
+    log's (types.py).
+    """
 
     home: str  # the schema of stream and dead_letter
     schema: str
     table: str
     columns: tuple[str, ...]
     sources: tuple[Source, ...] | None = None
+    typed: bool = False
+
+    @property
+    def ours(self) -> bool:
+        """Whether the table is one that logsluice made: `logs`, or a typed log's."""
+        return self.plain or self.typed
 
     @property
     def name(self) -> str:
@@ -89,6 +100,8 @@ class Table:
         if self.sources is None:
             return _logs_row
         mapper = Mapper(self, rules, settings.environment)
+        if self.typed:
+            return lambda captured, record, _rules: copy_row(mapper.texts(_whole(captured, record, self), record))
         return lambda captured, record, _rules: copy_row(mapper.texts(captured, record))
 
     def record_of(self, frame: bytes) -> logging.LogRecord | None:
@@ -105,6 +118,25 @@ class Table:
 def _logs_row(captured: Captured, _record: logging.LogRecord, rules: Rules) -> bytes:
     captured.fields["attributes"] = attributes_json(captured, rules)
     return copy_row([captured.fields[name] for name in LOG_COLUMNS])
+
+
+def _whole(captured: Captured, record: logging.LogRecord, table: Table) -> Captured:
+    """Have what a typed log's table has no column for go to its attributes: the message, an exception."""
+    said = () if hasattr(type(record.msg), "__logtype__") else ("message",)
+    for name in (*said, "exc_type", "exc_message", "exc_text"):
+        if captured.fields.get(name) and name not in table.columns:
+            captured.attributes.setdefault(name, captured.fields[name])
+    return captured
+
+
+def typed_target(schema: str, kind: LogType) -> Table:
+    """Return the target of a typed log in a schema."""
+    field = {"ts", "stream", "seq", "attributes"}
+    sources = tuple(
+        Source("field" if one.name in field else "typed", (one.name,), json=one.sql in {"jsonb", "json"})
+        for one in kind.columns
+    )
+    return Table(schema, schema, kind.table, tuple(one.name for one in kind.columns), sources, typed=True)
 
 
 def quote(name: str) -> str:
@@ -199,16 +231,21 @@ class Mapper:
     def _text(self, source: Source, captured: Captured, record: logging.LogRecord) -> str | None:
         if source.kind == "field":
             return self._field(source.path[0], captured, record)
-        first = captured.attributes if source.kind == "extra" else captured.context
-        value = lookup(first, source.path)
-        if value is None and source.kind == "context" and len(source.path) == 1:
+        value = lookup(captured.context if source.kind == "context" else captured.attributes, source.path)
+        if value is None and source.kind == "typed":
+            value = captured.context.get(source.path[0])
+        if value is None and source.kind != "extra" and len(source.path) == 1:
             value = captured.fields.get(source.path[0])  # a bound user_id has become the field of that name
         where = ".".join(source.path)
         if value is None:
             value = source.default
         elif self._rules.redactor.active and any(map(self._rules.redactor.is_secret, source.path)):
             captured.marks.redacted.append(where)
-            return "[redacted]"
+            return '"[redacted]"' if source.json else "[redacted]"
+        elif source.json:
+            return JsonWriter(
+                self._rules.limits, self._rules.max_message_bytes, self._rules.redactor, captured.marks
+            ).value(value, where)
         return column_text(value, where, self._rules, captured)
 
     def _field(self, name: str, captured: Captured, record: logging.LogRecord) -> str | None:

@@ -6,8 +6,9 @@ import importlib
 from dataclasses import replace
 from typing import TYPE_CHECKING, cast
 
+from logsluice.adoption import TYPED
 from logsluice.base import BaseHandler
-from logsluice.columns import LOG_COLUMNS, Table, target_from
+from logsluice.columns import LOG_COLUMNS, Table, target_from, typed_target
 from logsluice.config import FileSettings, PostgresSettings, SinkSettings, identity
 from logsluice.errors import ConfigError
 from logsluice.formatters import SluiceJsonFormatter
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from logsluice.listener import Listener
     from logsluice.sinks.postgres import PostgresSink
     from logsluice.targets import Target
+    from logsluice.types import LogType
 
 
 class PostgresHandler(BaseHandler):
@@ -68,10 +70,17 @@ class PostgresHandler(BaseHandler):
         from logsluice.sinks.link import described  # noqa: PLC0415 - as above
 
         table = cast("Table", target)
-        return "postgres", table.home, {**described(self._settings), "schema": table.schema, "table": table.table}
+        where = {**described(self._settings), "schema": table.schema, "table": table.table}
+        return "postgres", table.home, where | ({TYPED: "yes"} if table.typed else {})
+
+    def _typed_target(self, kind: LogType) -> Target | None:
+        return typed_target(self._settings.schema, kind) if self._targets["logs"].plain else None
 
     def _target_of(self, header: Header, mine: Target) -> Target:
-        return replace(cast("Table", mine), columns=header.columns, sources=() if header.mapped else None)
+        typed = TYPED in header.target
+        table = header.target["table"] if typed else cast("Table", mine).table
+        sources = () if header.mapped else None
+        return replace(cast("Table", mine), table=table, columns=header.columns, sources=sources, typed=typed)
 
 
 class JsonFileHandler(BaseHandler):

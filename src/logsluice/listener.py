@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from logsluice import lifecycle
 from logsluice.accounting import Ledger
 from logsluice.adoption import LOOK_EVERY, OrphanBuffer
-from logsluice.buffer import ALWAYS
+from logsluice.buffer import ALWAYS, Family
 from logsluice.delivery import Backoff, Breaker, Failure, Verdict, decide
 from logsluice.isolation import is_storm, set_aside
 from logsluice.journal import UnreadableError
@@ -33,27 +33,31 @@ if TYPE_CHECKING:
     from typing import Any
 
     from logsluice.adoption import Adopter
+    from logsluice.base import SinkMaker
     from logsluice.buffer import Batch
     from logsluice.config import Settings
     from logsluice.diagnostics import Diagnostics
     from logsluice.intake import Intake
     from logsluice.routes import Route
     from logsluice.targets import Target
+    from logsluice.types import LogType
 
 GRACE = 0.5  # seconds after a deadline: the listener itself ends there, and should be heard saying what it left
 LOOK = 10.0  # seconds at most between two looks at the clock while records wait, so that STUCK is seen in time
 
 
 class Listener(logging.handlers.QueueListener):
-    """The dedicated thread and what it knows. `add` routes before `start`."""
+    """The dedicated thread and what it knows."""
 
     def __init__(self, tokens: SimpleQueue[None], settings: Settings, diagnostics: Diagnostics) -> None:
         super().__init__(tokens)  # a SimpleQueue: its put is re-entrant, a signal handler may log
         self.settings = settings
         self.diagnostics = diagnostics
         self.ledger = Ledger()
-        self.routes: list[Route] = []
-        self.intakes: list[Intake] = []  # of these routes
+        self._routes: dict[str, Route] = {}  # by name; filled by any thread, single operations only
+        # Typed logs: what was made for each, and what takes their records in once all is ready. Any thread.
+        self.typed_routes: dict[LogType, Route] = {}
+        self.typed_ways: dict[LogType, Callable[..., bool]] = {}
         self.keeper = Keeper(diagnostics)  # does nothing without a journal
         self.adopter: Adopter | None = None  # with a journal: finds what dead processes left in its folder
         self.make_route: Callable[[OrphanBuffer], Route] | None = None  # for what it finds
@@ -62,7 +66,9 @@ class Listener(logging.handlers.QueueListener):
         self.fallback: Callable[[bytes, Target], bool] | None = None  # for frames that are left in memory at the end
         self._look_at = 0.0  # monotonic: when to look for orphans again
         self.done = Done()  # set when the thread has ended; not used by logging calls
-        self._tokens = tokens
+        self.tokens = tokens
+        self.family = Family()  # the buffers of its routes share one limit
+        self.make_sink: SinkMaker | None = None  # for its routes
         self._urgent = False  # set by any thread, cleared by the listener: do not linger
         self._deadline: float | None = None  # monotonic; set by `finish`: be done by then
         self._told_lost = False  # set by whoever waited in vain for the end
@@ -79,11 +85,25 @@ class Listener(logging.handlers.QueueListener):
         self.notices = Notices(settings, diagnostics)
 
     def add(self, route: Route) -> None:
-        """Serve a route of this process; its figures go into the handler's book. Before `start`."""
+        """Serve a route of this process; its figures go into the handler's book. Any thread, any number of times."""
         route.ledger = self.ledger
-        self.routes.append(route)
-        if route.intake is not None:
-            self.intakes.append(route.intake)
+        self._routes[route.name] = route
+
+    def drop(self, route: Route) -> None:
+        """Let go of a route that no record went to."""
+        if isinstance(route.buffer, JournalBuffer):
+            self.keeper.buffers.remove(route.buffer)
+        route.own.finish()  # of a journal: its files
+
+    @property
+    def routes(self) -> list[Route]:
+        """The routes of this process, in the order in which they were opened."""
+        return list(self._routes.values())
+
+    @property
+    def intakes(self) -> list[Intake]:
+        """The entries of these routes."""
+        return [route.intake for route in self.routes if route.intake is not None]
 
     def new_breaker(self) -> Breaker:
         """Return a breaker with the handler's back-off."""
@@ -110,8 +130,8 @@ class Listener(logging.handlers.QueueListener):
     def hurry(self) -> None:
         """Wake the listener: something is worth sending now. Takes no lock."""
         self._urgent = True
-        if self._tokens.empty():
-            self._tokens.put(None)
+        if self.tokens.empty():
+            self.tokens.put(None)
 
     def probe(self) -> None:
         """Try once more now, whatever the back-off said."""
@@ -326,12 +346,12 @@ class Listener(logging.handlers.QueueListener):
     def _get_token(self, timeout: float | None) -> bool:
         """Wait for a token and take all there are; False if the time was over first."""
         try:
-            self._tokens.get(timeout=timeout)
+            self.tokens.get(timeout=timeout)
         except queue.Empty:
             return False
         try:
             while True:
-                self._tokens.get_nowait()
+                self.tokens.get_nowait()
         except queue.Empty:
             return True
 
@@ -340,6 +360,8 @@ class Listener(logging.handlers.QueueListener):
     def _sweep(self) -> None:
         """Send what waits now, the longest waiting route first; what comes meanwhile waits for the next sweep."""
         now = self._last_sweep = time.monotonic()
+        for intake in self.intakes:
+            intake.wake_level = self.settings.flush_level  # of a route opened since `_sleep`: it wakes us for all
         for route in self.routes:
             route.look(now)
             if isinstance(route.buffer, JournalBuffer):
@@ -400,7 +422,7 @@ class Listener(logging.handlers.QueueListener):
         ready = [
             route
             for route in self.routes
-            if route.buffer.settled < goal[route.name] and self.breaker.allows(now) and route.breaker.allows(now)
+            if route.buffer.settled < goal.get(route.name, 0) and self.breaker.allows(now) and route.breaker.allows(now)
         ]
         return min(ready, key=lambda route: route.waiting_since() or now, default=None)
 

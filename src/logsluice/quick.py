@@ -119,6 +119,7 @@ class Entrance(NamedTuple):
     general: Callable[[LogRecord], bool]  # for a record that must be looked at first
     own: Callable[[], bool]  # one of our own came
     failed: Callable[[LogRecord, Exception], None]  # there is no room, or a record is odd; all is counted
+    elsewhere: Callable[[LogRecord], Callable[..., bool] | None]  # the way of a typed log; None for other records
 
 
 class QuickWay:
@@ -173,7 +174,7 @@ class QuickWay:
         buffer, numbers, whole, sync = intake.buffer, intake.buffer.numbers, intake.whole, intake.sync
         batch_size = self._settings.batch_size
         if entrance is not None:
-            handler, general, own, failed = entrance
+            handler, general, own, failed, elsewhere = entrance
             pid, own_threads, ident = os.getpid(), OWN_THREADS, get_ident
 
         def way(record: LogRecord, checked: bool = False) -> bytes | bool | None:
@@ -293,6 +294,8 @@ class QuickWay:
                 return frame or whole(record, seq)
             try:
                 if frame is None:
+                    if not seq and (typed := elsewhere(record)) is not None:
+                        return typed(record, True)
                     frame = whole(record, seq)
                     if frame is None:
                         return own()

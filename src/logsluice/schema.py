@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
     import psycopg
 
+    from logsluice.columns import Table
+    from logsluice.types import LogType
+
 # 10 s: the first of many processes that start at once needs less than 1 s for everything; a longer wait means that
 # somebody holds a table that a file alters, and each second of ours in that queue stops the writers behind us.
 # READ COMMITTED: with a snapshot from before the lock, the second process would not see what the first one made.
@@ -223,6 +226,51 @@ def missing(
     if (where, name) == (schema, "logs"):
         found += _missing_function(conn, schema, role)
     return found
+
+
+@dataclass(frozen=True)
+class MissingTyped(Missing):
+    """What a typed log's table lacks. `makes`: the SQL that a role with rights on the schema can mend it with."""
+
+    makes: str = ""
+
+
+def missing_typed(
+    conn: psycopg.Connection[Any], target: Table, kind: LogType | None, partition: str
+) -> MissingTyped | None:
+    """Return what a typed log's table lacks to be written to by the current role; None when nothing."""
+    role = str(_one(conn, "SELECT current_user::text"))
+    oid = _relation(conn, target.schema, target.table)
+    if oid is None:
+        if kind is None:
+            fix = "import the module that declares it in this program, or run the output of `logsluice types MODULE`"
+            return MissingTyped(f"table {target.name} of a typed log does not exist", fix)
+        fix = f"logsluice types {kind.kind.__module__} | psql"
+        return MissingTyped(f"table {target.name} does not exist", fix, kind.ddl(target.schema, partition))
+    there = conn.execute(
+        "SELECT attname FROM pg_attribute WHERE attrelid = %s::oid AND attnum > 0 AND NOT attisdropped",
+        [oid], prepare=False,
+    ).fetchall()  # fmt: skip
+    lost = [one for one in target.columns if (one,) not in there]
+    if lost:
+        sql = {one.name: one.sql for one in kind.columns} if kind is not None else {}
+        add = ", ".join(f"ADD COLUMN {quote(one)} {sql.get(one, 'text')}" for one in lost)
+        # By hand: it takes an ACCESS EXCLUSIVE lock, behind which every writer waits.
+        return MissingTyped(f"table {target.name} lacks {', '.join(lost)}", f"ALTER TABLE {target.name} {add}")
+    found = _missing_on(conn, target.schema, target.table, ("INSERT",), role=role, home=target.home)
+    return MissingTyped(found[0].what, found[0].fix) if found else None
+
+
+def make_typed(conn: psycopg.Connection[Any], target: Table, lacks: MissingTyped) -> bool:
+    """Make a typed log's table; whether this call did, and not another process meanwhile."""
+    with conn.transaction():
+        conn.execute(_SETTINGS, prepare=False)
+        key = f"logsluice migrate {target.schema}"
+        conn.execute("SELECT pg_advisory_xact_lock(hashtextextended(%s::text, 0))", [key], prepare=False)
+        if _relation(conn, target.schema, target.table) is not None:
+            return False
+        conn.execute(lacks.makes, prepare=False)
+    return True
 
 
 def lacking(

@@ -153,7 +153,7 @@ def test_nothing_is_left_in_the_session_and_nothing_is_prepared(dsn):
         assert shop.flush()
         shop.check()
         conn, mine = shop.route.sink.link.conn, []
-        assert shop.listener._tokens.empty()
+        assert shop.listener.tokens.empty()
         # The listener sleeps: the connection is ours for a moment.
         names = ("lock_timeout", "statement_timeout", "idle_in_transaction_session_timeout", "datestyle", "timezone",
                  "synchronous_commit", "search_path")  # fmt: skip

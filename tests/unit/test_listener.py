@@ -595,7 +595,7 @@ def test_nothing_stored_is_said_even_when_errors_come_without_a_pause(monkeypatc
     def flood(bench):
         while not stop.is_set():
             bench.route.intake.urgent = True
-            bench.listener._tokens.put(None)
+            bench.listener.tokens.put(None)
 
     with Bench("orders") as bench:
         bench.sink.fails = lambda _batch: Failure("refused")

@@ -93,7 +93,7 @@ class Link:
     now: Callable[[], float] = time.time
     conn: LimitedConnection | None = None
     checked: set[str] = field(default_factory=set)  # targets whose table was read through this connection
-    partitions_due: float = 0.0  # by `now`
+    partitions_due: dict[str, float] = field(default_factory=dict)  # table -> when to look at its partitions, by `now`
     kind: type[LimitedConnection] = LimitedConnection  # of its own: connecting knows the deadline by its class
 
     def __post_init__(self) -> None:
@@ -121,7 +121,7 @@ class Link:
         """Close the connection, if there is one."""
         conn, self.conn = self.conn, None
         self.checked.clear()
-        self.partitions_due = 0.0
+        self.partitions_due.clear()
         if conn is not None:
             conn.pgconn.finish()  # not conn.close(): nothing may wait or warn here
 

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING
 import psycopg
 from psycopg import pq
 
-from logsluice import crashpoints, partitions
+from logsluice import crashpoints, partitions, schema, types
 from logsluice.columns import Table, check_table, quote
 from logsluice.config import identity
 from logsluice.delivery import Failure, Verdict, decide
@@ -230,7 +230,7 @@ class PostgresSink:
             copy.write(rows)
 
     def _dead_letters(self, conn: LimitedConnection, batch: Batch) -> None:
-        seq_at = self.target.columns.index("seq") if self.target.plain else None
+        seq_at = self.target.columns.index("seq") if self.target.ours else None
         columns = (
             "{" + ",".join('"' + c.replace("\\", "\\\\").replace('"', '\\"') + '"' for c in self.target.columns) + "}"
         )
@@ -261,6 +261,8 @@ class PostgresSink:
     # --- around it ----------------------------------------------------------------------------------------------
 
     def _check(self, conn: LimitedConnection) -> None:
+        if self.target.typed and self.target.name not in self.link.checked:
+            self._typed_table(conn)
         if not self.target.plain and self.target.name not in self.link.checked:
             with translated():
                 wrong = check_table(conn, self.target)
@@ -268,15 +270,28 @@ class PostgresSink:
                 raise SinkError(Failure(wrong, "42703"))
             self.link.checked.add(self.target.name)
 
+    def _typed_table(self, conn: LimitedConnection) -> None:
+        """Make a typed log's table if we may; raise what is missing in it, with the SQL that mends it."""
+        settings, kind = self.link.settings, types.known.get(self.target.table)
+        with translated():
+            lacks = schema.missing_typed(conn, self.target, kind, settings.partition)
+            if lacks is not None and lacks.makes and settings.create:
+                if schema.make_typed(conn, self.target, lacks):
+                    self.link.diagnostics.say(f"created-{self.target.table}", f"made table {self.target.name}", every=0)
+                lacks = schema.missing_typed(conn, self.target, kind, settings.partition)
+        if lacks is not None:
+            raise SinkError(Failure(lacks.what, "42P01", hint=lacks.fix))
+
     def _partitions(self, conn: LimitedConnection) -> None:
         """Keep partitions for today ± 1 day ready. A failure is said, and is no failure of the batch."""
-        link = self.link
-        if not self.target.plain or link.settings.partition == "none" or link.now() < link.partitions_due:
+        link, table = self.link, self.target.table
+        due = link.partitions_due.get(table, 0.0)
+        if not self.target.ours or link.settings.partition == "none" or link.now() < due:
             return
-        link.partitions_due = link.now() + PARTITION_CHECK
+        link.partitions_due[table] = link.now() + PARTITION_CHECK
         try:
             with translated():
-                partitions.ensure(conn, link.settings.schema, link.settings.partition, self._moment())
+                partitions.ensure(conn, link.settings.schema, link.settings.partition, self._moment(), table=table)
         except SinkError as error:
             if conn.closed:
                 raise
@@ -296,14 +311,17 @@ class PostgresSink:
         if self.link.conn is None or conn.closed or failure.sqlstate == "25006":
             self.link.close()  # 25006: a demoted primary looks healthy; the next connect must look for the new one
             raise error
-        if failure.moment is not None and self.target.plain:
+        if failure.moment is not None and self.target.ours:
             settings = self.link.settings
             if settings.partition == "none":
-                hint = "logs is partitioned: say partition='day' in the handler's options, or the width that it has"
+                hint = "say partition='day' in the handler's options, or the width that it has"
+                hint = f"{self.target.table} is partitioned: {hint}"
                 raise SinkError(dataclasses.replace(failure, hint=hint)) from None
             try:
                 with translated():
-                    partitions.ensure_at(conn, settings.schema, settings.partition, failure.moment)
+                    partitions.ensure_at(
+                        conn, settings.schema, settings.partition, failure.moment, table=self.target.table
+                    )
             except SinkError as refused:
                 if refused.failure.sqlstate != "22023":
                     raise
