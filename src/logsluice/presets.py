@@ -6,8 +6,11 @@ Configurations to begin with: plain data for `logging.config.dictConfig`, printe
     batched       a batch when it is full or after five seconds, and a line when one was slow
     audit         one connection, small batches, three attempts, and a file for what PostgreSQL would not take
     structured    PostgreSQL with a journal: what a call returned from survives the process
+    basic         a console and PostgreSQL: Flask, uWSGI, a script
+    uvicorn, gunicorn, celery, django    the same, with that program's own loggers
 
-Each function returns a new dict of what JSON can hold; change it as you like, or print it and edit it by hand.
+Each function returns a new dict of what JSON can hold; change it as you like, or print it and edit it by hand. Further
+keywords are options of its `PostgresHandler`, over the preset's own.
 `logrotate` returns the file of another program, for those who want that to rotate.
 """
 
@@ -56,6 +59,7 @@ def three_level(
     dsn_env: str = "LOGS_DSN",
     directory: str = "logs",
     version: str | None = None,
+    **options: Any,
 ) -> dict[str, Any]:
     """
     Return a configuration of four places: console, `error.log`, `combined.log`, PostgreSQL.
@@ -80,7 +84,7 @@ def three_level(
         "console": {"class": "logsluice.ConsoleHandler", "time_format": TIME},
         "error": {**file, "filename": f"{directory}/error.log", "level": "ERROR"},
         "combined": {**file, "filename": f"{directory}/combined.log"},
-        "postgres": {**_postgres(dsn, dsn_env), "service": service, "service_version": version},
+        "postgres": _postgres(service, dsn, dsn_env, {"service_version": version, **options}),
     }
     if in_production():
         del handlers["console"]
@@ -92,29 +96,38 @@ def three_level(
     return config
 
 
-def activity(service: str = "app", dsn: str | None = None, *, dsn_env: str = "LOGS_DSN") -> dict[str, Any]:
+def activity(
+    service: str = "app", dsn: str | None = None, *, dsn_env: str = "LOGS_DSN", **options: Any
+) -> dict[str, Any]:
     """Return a configuration for many small records: 10,000 may wait, 100 or a second's are sent, two connections."""
-    options = {"capacity": 10_000, "batch_size": 100, "linger": 1.0, "connections": 2}
-    return _config({"postgres": {**_postgres(dsn, dsn_env), "service": service, **options}})
+    own = {"capacity": 10_000, "batch_size": 100, "linger": 1.0, "connections": 2}
+    return _config({"postgres": _postgres(service, dsn, dsn_env, {**own, **options})})
 
 
-def batched(service: str = "app", dsn: str | None = None, *, dsn_env: str = "LOGS_DSN") -> dict[str, Any]:
+def batched(
+    service: str = "app", dsn: str | None = None, *, dsn_env: str = "LOGS_DSN", **options: Any
+) -> dict[str, Any]:
     """Return a configuration that sends 100 records or those of 5 s, and says when a batch took over 0.1 s."""
-    options = {"batch_size": 100, "linger": 5.0, "slow_batch": 0.1}
-    return _config({"postgres": {**_postgres(dsn, dsn_env), "service": service, **options}})
+    own = {"batch_size": 100, "linger": 5.0, "slow_batch": 0.1}
+    return _config({"postgres": _postgres(service, dsn, dsn_env, {**own, **options})})
 
 
 def audit(
-    service: str = "app", dsn: str | None = None, *, dsn_env: str = "LOGS_DSN", directory: str = "logs"
+    service: str = "app",
+    dsn: str | None = None,
+    *,
+    dsn_env: str = "LOGS_DSN",
+    directory: str = "logs",
+    **options: Any,
 ) -> dict[str, Any]:
     """
     Return a configuration for audit records: 50 or those of 5 s by one connection, and three attempts a batch.
 
     What is given up after them goes into `audit-kept.log`, JSON lines: nothing leaves without a trace.
     """
-    options = {"batch_size": 50, "linger": 5.0, "connections": 1, "retry_limit": 2, "fallback": "kept"}
+    own = {"batch_size": 50, "linger": 5.0, "connections": 1, "retry_limit": 2, "fallback": "kept"}
     handlers = {
-        "postgres": {**_postgres(dsn, dsn_env), "service": service, **options},
+        "postgres": _postgres(service, dsn, dsn_env, {**own, **options}),
         "kept": {"class": "logsluice.JsonFileHandler", "filename": f"{directory}/audit-kept.log", "service": service},
     }
     config = _config(handlers)
@@ -125,10 +138,65 @@ def audit(
 
 
 def structured(
-    service: str = "app", dsn: str | None = None, *, dsn_env: str = "LOGS_DSN", journal: str = "journal"
+    service: str = "app",
+    dsn: str | None = None,
+    *,
+    dsn_env: str = "LOGS_DSN",
+    journal: str = "journal",
+    **options: Any,
 ) -> dict[str, Any]:
     """Return a configuration that keeps records in a journal until PostgreSQL has them."""
-    return _config({"postgres": {**_postgres(dsn, dsn_env), "service": service, "journal": journal}})
+    return _config({"postgres": _postgres(service, dsn, dsn_env, {"journal": journal, **options})})
+
+
+def basic(service: str = "app", dsn: str | None = None, *, dsn_env: str = "LOGS_DSN", **options: Any) -> dict[str, Any]:
+    """Return a configuration of a console and PostgreSQL, for Flask, uWSGI, a script."""
+    handlers = {
+        "console": {"class": "logging.StreamHandler"},
+        "postgres": _postgres(service, dsn, dsn_env, options),
+    }
+    return _config(handlers)
+
+
+def uvicorn(
+    service: str = "app", dsn: str | None = None, *, dsn_env: str = "LOGS_DSN", **options: Any
+) -> dict[str, Any]:
+    """Return a configuration for `uvicorn --log-config`: a console and PostgreSQL, uvicorn's own records, too."""
+    # Each by its name: uvicorn's own configuration, which this one replaces, does not let them propagate.
+    return _propagating(basic(service, dsn, dsn_env=dsn_env, **options), "uvicorn", "uvicorn.error", "uvicorn.access")
+
+
+def gunicorn(
+    service: str = "app", dsn: str | None = None, *, dsn_env: str = "LOGS_DSN", **options: Any
+) -> dict[str, Any]:
+    """Return a configuration for gunicorn's `logconfig_dict`: a console and PostgreSQL, gunicorn's own records, too."""
+    # It is laid over gunicorn's dict key by key: without `root` and `loggers` of ours those of gunicorn would stay.
+    return _propagating(basic(service, dsn, dsn_env=dsn_env, **options), "gunicorn.error", "gunicorn.access")
+
+
+def django(
+    service: str = "app", dsn: str | None = None, *, dsn_env: str = "LOGS_DSN", **options: Any
+) -> dict[str, Any]:
+    """Return a configuration for Django's `LOGGING`: a console and PostgreSQL, Django's own records, too."""
+    config = _propagating(basic(service, dsn, dsn_env=dsn_env, **options), "django.server")
+    # Said again, `django` loses the handlers that Django itself gave it: else a line is printed twice.
+    config["loggers"] = {"django": {"level": "INFO"}, **config["loggers"]}
+    return config
+
+
+def celery(
+    service: str = "app", dsn: str | None = None, *, dsn_env: str = "LOGS_DSN", **options: Any
+) -> dict[str, Any]:
+    """Return a configuration for a receiver of Celery's `setup_logging`: PostgreSQL, and a console with process ids."""
+    handlers = {
+        "postgres": _postgres(service, dsn, dsn_env, options),
+        "console": {"class": "logging.StreamHandler", "formatter": "brief"},
+    }
+    config = _config(handlers)
+    config["formatters"] = {"brief": {"format": "%(process)d %(levelname)s %(name)s: %(message)s"}}
+    # The pool's logger, which tells of killed children, does not propagate.
+    config["loggers"] = {"multiprocessing": {"handlers": list(handlers), "propagate": False}}
+    return config
 
 
 PRESETS: dict[str, Callable[..., dict[str, Any]]] = {
@@ -137,11 +205,22 @@ PRESETS: dict[str, Callable[..., dict[str, Any]]] = {
     "batched": batched,
     "audit": audit,
     "structured": structured,
+    "basic": basic,
+    "uvicorn": uvicorn,
+    "gunicorn": gunicorn,
+    "django": django,
+    "celery": celery,
 }
 
 
-def _postgres(dsn: str | None, dsn_env: str) -> dict[str, Any]:
-    return {"class": "logsluice.PostgresHandler", **({"dsn_env": dsn_env} if dsn is None else {"dsn": dsn})}
+def _postgres(service: str, dsn: str | None, dsn_env: str, options: dict[str, Any]) -> dict[str, Any]:
+    where = {"dsn_env": dsn_env} if dsn is None else {"dsn": dsn}
+    return {"class": "logsluice.PostgresHandler", **where, "service": service, **options}
+
+
+def _propagating(config: dict[str, Any], *loggers: str) -> dict[str, Any]:
+    """Let these loggers' records go to root."""
+    return {**config, "loggers": {name: {"level": "INFO", "propagate": True} for name in loggers}}
 
 
 def _config(handlers: dict[str, Any], level: str = "INFO") -> dict[str, Any]:

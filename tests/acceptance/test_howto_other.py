@@ -29,16 +29,15 @@ LIMIT = 30  # seconds to start, to work, to replace a worker; each takes about o
 ROOM = 10  # times what an ending may take: another job on the machine is no failure
 
 # Nothing but a flush or the end sends: what is stored after SIGTERM was stored because of it.
-LINGER = ('"service": "shop"', '"service": "shop", "linger": 60')
-LOGURU_LINGER = ('service="shop"', 'service="shop", linger=60')
+LINGER = {"linger": 60}
 
 
-def lay_out(name, folder, *changes):
+def lay_out(name, folder, *changes, given=None, printed=False):
     """Write a page's files, changed, into the folder; the page."""
     page = Page(name)
-    for old, new in changes:
-        assert any(old in text for text in page.files.values()), old
-        page.files = {file: text.replace(old, new) for file, text in page.files.items()}
+    if printed:
+        page.print_presets()
+    page.change(*changes, options=given)
     page.lay_out(folder)
     return page
 
@@ -62,9 +61,9 @@ for task in range(tasks):
 class Celery:
     """The page's worker in a folder, and what its console says was logged by which process."""
 
-    def __init__(self, folder, dsn, *changes):
+    def __init__(self, folder, dsn, *changes, **how):
         self.folder, self.dsn = folder, dsn
-        self.page = lay_out("celery", folder, *changes)
+        self.page = lay_out("celery", folder, *changes, **how)
         (folder / "staging").mkdir()
         self.run(self.page.command("mkdir"))
         self.service = None
@@ -115,7 +114,7 @@ class Celery:
 @pytest.mark.parametrize(("pool", "processes"), [("prefork", 2), ("threads", 1), ("solo", 1)])
 def test_celery_stores_all_at_sigterm_amid_its_tasks(dsn, tmp_path, pool, processes):
     """Children of the pool leave by os._exit, without any finalizer; a linger of 60 s shows that their end sends."""
-    shop = Celery(tmp_path, dsn, LINGER)
+    shop = Celery(tmp_path, dsn, given=LINGER)
     shop.run(shop.page.command("celery -A shop call"))
     shop.send("order", 150, 50)
     with shop.worker("--pool", pool) as service:
@@ -169,6 +168,16 @@ def test_celery_loses_only_the_last_moment_of_a_killed_child(dsn, tmp_path):
     assert told, "the main process logs the loss of a child"
 
 
+def test_celerys_printed_preset_works_in_its_worker(dsn, tmp_path):
+    shop = Celery(tmp_path, dsn, given=LINGER, printed=True)
+    shop.send("order", 2, 5)
+    with shop.worker() as service:
+        assert until(lambda: len(shop.paid) == 10, LIMIT), service.output
+        assert service.stop() == 0, service.output
+    assert stored_ids(dsn) == dict.fromkeys((order for order, _ in shop.paid), 1)
+    assert rows(dsn, "logger = 'celery.app.trace'")
+
+
 def test_celery_without_the_signal_stores_nothing(dsn, tmp_path):
     """The pitfall of the page: the worker takes root's handlers away."""
     shop = Celery(tmp_path, dsn, ("@setup_logging.connect\n", ""))
@@ -215,9 +224,9 @@ class Inbox:
         return self.paid | unsure
 
 
-def set_up(name, folder, *changes):
+def set_up(name, folder, *changes, given=None):
     """Lay a page with an inbox out; (its command, the inbox)."""
-    page = lay_out(name, folder, *changes)
+    page = lay_out(name, folder, *changes, given=given)
     assert page.command("mkdir") == "mkdir inbox"
     (folder / "inbox").mkdir()
     return page.command("python worker.py"), Inbox(folder)
@@ -245,8 +254,7 @@ SCRIPTS = [
 def script(request, tmp_path):
     """(its name for the table, its command, the inbox) of each page that watches a folder; only its end sends."""
     name, title = request.param
-    change = LOGURU_LINGER if name == "loguru" else LINGER
-    command, inbox = set_up(name.partition("-")[0], tmp_path, change)
+    command, inbox = set_up(name.partition("-")[0], tmp_path, given=LINGER)
     if name == "structlog-formatted":
         structlog_formatted(tmp_path)
     return title, command, inbox
@@ -302,7 +310,7 @@ def test_rows_of_each_script_are_as_its_page_says(dsn, tmp_path, script):
 
 def test_a_script_that_does_not_drain_loses_at_sigterm_what_waits(dsn, tmp_path):
     """What the page warns of; it also shows that the test above is decided by drain_on_sigterm."""
-    command, inbox = set_up("script", tmp_path, LINGER, ("logsluice.drain_on_sigterm()\n", ""))
+    command, inbox = set_up("script", tmp_path, ("logsluice.drain_on_sigterm()\n", ""), given=LINGER)
     status, seconds, output = stop_amid_work(command, inbox, tmp_path, dsn, signal.SIGTERM)
     assert status == -signal.SIGTERM, output
     outcome = judge("script, SIGTERM's default action, nothing sent before", dsn, inbox.logged(dsn), seconds=seconds)

@@ -34,13 +34,13 @@ ANSWER = 10  # seconds for one answer
 ROOT = Path(__file__).parents[2]
 
 # Nothing but a flush or the end sends: what is stored after SIGTERM was stored because of it.
-LINGER = ('"service": "shop"', '"service": "shop", "linger": 60')
+LINGER = {"linger": 60}
 
 
 class Shop:
     """A page's application under its server, and clients that write down what was answered and by which process."""
 
-    def __init__(self, folder, dsn, name, start, *options, change=(), **env):
+    def __init__(self, folder, dsn, name, start, *options, change=(), given=None, printed=False, **env):
         self.dsn = dsn
         self.answered: dict[str, int] = {}  # order -> process
         self.answered_at: dict[str, float] = {}  # order -> monotonic time
@@ -48,9 +48,9 @@ class Shop:
         self._numbers = itertools.count(1)
         self.port = free_port()
         page = Page(name)
-        for old, new in change:
-            assert any(old in text for text in page.files.values()), old
-            page.files = {file: text.replace(old, new) for file, text in page.files.items()}
+        if printed:
+            page.print_presets()
+        page.change(*change, options=given)
         page.lay_out(folder)
         command = page.command(start)
         assert "8000" in command
@@ -206,7 +206,7 @@ GTHREAD = "gunicorn --worker-class gthread"
     ],
 )
 def test_sigterm_loses_nothing(dsn, tmp_path, situation, name, start):
-    with Shop(tmp_path, dsn, name, start, change=[LINGER]) as shop:
+    with Shop(tmp_path, dsn, name, start, given=LINGER) as shop:
         status, seconds = shop.stop_under_load()
         assert status == 0, shop.output
         shop.nothing_lost(situation, seconds=seconds)
@@ -221,14 +221,14 @@ def test_sigterm_loses_nothing(dsn, tmp_path, situation, name, start):
 )
 def test_drain_on_sigterm_stores_what_was_logged_before_the_signal(dsn, tmp_path, situation, name, start):
     """Servers without a word about SIGTERM; their threads go on serving while the main thread drains."""
-    with Shop(tmp_path, dsn, name, start, change=[LINGER]) as shop:
+    with Shop(tmp_path, dsn, name, start, given=LINGER) as shop:
         status, seconds = shop.stop_under_load(processes=1)
         assert status == -signal.SIGTERM, shop.output
         shop.nothing_lost(situation, before=shop.stopped_at, seconds=seconds)
 
 
 def test_django_under_gunicorn_stores_its_own_records_too(dsn, tmp_path):
-    with Shop(tmp_path, dsn, "django", "gunicorn", change=[LINGER]) as shop:
+    with Shop(tmp_path, dsn, "django", "gunicorn", given=LINGER) as shop:
         assert shop.get("/nowhere?a=1")[0] == 404
         status, seconds = shop.stop_under_load()
         assert status == 0, shop.output
@@ -239,7 +239,7 @@ def test_django_under_gunicorn_stores_its_own_records_too(dsn, tmp_path):
 
 
 def test_uvicorn_stores_requests_with_their_ids_and_its_access_log(dsn, tmp_path):
-    with Shop(tmp_path, dsn, "fastapi", "uvicorn", change=[LINGER]) as shop:
+    with Shop(tmp_path, dsn, "fastapi", "uvicorn", given=LINGER) as shop:
         status, seconds = shop.stop_under_load()
         assert status == 0, shop.output
         shop.nothing_lost("FastAPI, uvicorn --workers 2, SIGTERM", seconds=seconds)
@@ -250,6 +250,30 @@ def test_uvicorn_stores_requests_with_their_ids_and_its_access_log(dsn, tmp_path
     for row in access:
         order = orders[row["message"].split("order=")[1].split()[0]]
         assert (order["correlation_id"], "ada") == (row["correlation_id"], row["user_id"])
+
+
+@pytest.mark.parametrize(
+    ("name", "start", "options", "own"),
+    [
+        ("gunicorn", GUNICORN, "", "gunicorn.access"),
+        ("gunicorn", GUNICORN, "--log-config-json gunicorn.json", "gunicorn.access"),
+        ("django", "gunicorn", "", "django.request"),
+        ("flask", "gunicorn", "", "app"),
+        ("fastapi", "uvicorn", "", "uvicorn.access"),
+    ],
+)
+def test_a_printed_preset_works_in_its_server(dsn, tmp_path, name, start, options, own):
+    """What `logsluice preset NAME` prints: the program's records and the server's own are stored, once each."""
+    change = [("logconfig_dict =", "unused =")] if options else []
+    with Shop(tmp_path, dsn, name, start, options, change=change, given=LINGER, printed=True) as shop:
+        assert shop.get("/nowhere")[0] in {404, 500}
+        for _ in range(20):
+            assert shop.pay()
+        assert shop.service.stop() == 0, shop.output
+        stored = stored_ids(dsn)
+        assert shop.answered.keys() <= stored.keys(), shop.output
+        assert set(stored.values()) == {1}
+    assert rows(dsn, f"logger = '{own}'")
 
 
 # ---- a worker is killed while orders are paid
@@ -312,7 +336,7 @@ def test_a_killed_uwsgi_worker_loses_its_last_moment_and_no_other(dsn, uwsgi_fol
 
 
 def test_gunicorn_reload_loses_nothing(dsn, tmp_path):
-    with Shop(tmp_path, dsn, "gunicorn", GUNICORN, change=[LINGER]) as shop:
+    with Shop(tmp_path, dsn, "gunicorn", GUNICORN, given=LINGER) as shop:
         with shop.steady():
             shop.serve()
             old = shop.workers
@@ -326,7 +350,7 @@ def test_gunicorn_reload_loses_nothing(dsn, tmp_path):
 
 
 def test_gunicorn_max_requests_loses_nothing(dsn, tmp_path):
-    with Shop(tmp_path, dsn, "gunicorn", GUNICORN, "--max-requests 60", change=[LINGER]) as shop:
+    with Shop(tmp_path, dsn, "gunicorn", GUNICORN, "--max-requests 60", given=LINGER) as shop:
         status, seconds = shop.stop_under_load(processes=5)
         assert status == 0
         shop.nothing_lost("gunicorn --max-requests 60, 2 workers, SIGTERM", seconds=seconds)
@@ -334,7 +358,7 @@ def test_gunicorn_max_requests_loses_nothing(dsn, tmp_path):
 
 def test_a_gunicorn_worker_that_is_timed_out_stores_what_it_logged(dsn, tmp_path):
     """SIGABRT is gunicorn's first try, and a normal end as long as Python code runs."""
-    with Shop(tmp_path, dsn, "gunicorn", GUNICORN, "--timeout 1", change=[LINGER]) as shop:
+    with Shop(tmp_path, dsn, "gunicorn", GUNICORN, "--timeout 1", given=LINGER) as shop:
         started = time.monotonic()
         answer = shop.get("/pay?order=stuck&seconds=60")
         seconds = time.monotonic() - started
@@ -371,14 +395,14 @@ def test_gunicorns_arbiter_sends_what_it_logged_before_the_fork(dsn, tmp_path):
     ],
 )
 def test_uwsgi_with_the_application_loaded_before_the_fork(dsn, uwsgi_folder, situation, change):
-    with Shop(uwsgi_folder, dsn, "uwsgi", "uwsgi", change=[LINGER, *change]) as shop:
+    with Shop(uwsgi_folder, dsn, "uwsgi", "uwsgi", change=change, given=LINGER) as shop:
         status, seconds = shop.stop_under_load()
         assert status == 0, shop.output
         shop.nothing_lost(situation, seconds=seconds)
 
 
 def test_uwsgi_reload_loses_nothing(dsn, uwsgi_folder):
-    with Shop(uwsgi_folder, dsn, "uwsgi", "uwsgi", change=[LINGER]) as shop:
+    with Shop(uwsgi_folder, dsn, "uwsgi", "uwsgi", given=LINGER) as shop:
         with shop.steady():
             shop.serve()
             old = shop.workers
@@ -404,8 +428,8 @@ def test_uwsgi_without_threads_stores_nothing_before_a_worker_ends(dsn, uwsgi_fo
 
 def test_uwsgi_with_skip_atexit_loses_what_waits(dsn, uwsgi_folder):
     """As the page says: why nobody should set it."""
-    change = [LINGER, ("hook-master-start = unix_signal:15 gracefully_kill_them_all", "die-on-term = true")]
-    with Shop(uwsgi_folder, dsn, "uwsgi", "uwsgi", "--skip-atexit", change=change) as shop:
+    change = [("hook-master-start = unix_signal:15 gracefully_kill_them_all", "die-on-term = true")]
+    with Shop(uwsgi_folder, dsn, "uwsgi", "uwsgi", "--skip-atexit", change=change, given=LINGER) as shop:
         status, seconds = shop.stop_under_load()
         assert status == 0
         outcome = shop.judge("uWSGI, die-on-term and skip-atexit, SIGTERM", seconds=seconds)
@@ -416,7 +440,7 @@ def test_uwsgi_with_skip_atexit_loses_what_waits(dsn, uwsgi_folder):
 
 
 def test_ctrl_c_at_flask_run_loses_nothing(dsn, tmp_path):
-    with Shop(tmp_path, dsn, "flask", "flask", change=[LINGER]) as shop:
+    with Shop(tmp_path, dsn, "flask", "flask", given=LINGER) as shop:
         _status, seconds = shop.stop_under_load(signal.SIGINT, processes=1)
         shop.nothing_lost("Flask, flask run, Ctrl-C", seconds=seconds)
         assert len(rows(dsn, "logger = 'werkzeug' AND message LIKE '%GET /pay%'")) >= len(shop.answered)
@@ -424,7 +448,7 @@ def test_ctrl_c_at_flask_run_loses_nothing(dsn, tmp_path):
 
 def test_one_uvicorn_without_workers_loses_nothing(dsn, tmp_path):
     """It ends by the signal, not by exit: only the flush of the page's lifespan stores what waits."""
-    with Shop(tmp_path, dsn, "fastapi", "uvicorn", "--workers 1", change=[LINGER]) as shop:
+    with Shop(tmp_path, dsn, "fastapi", "uvicorn", "--workers 1", given=LINGER) as shop:
         status, seconds = shop.stop_under_load(processes=1)
         assert status == -signal.SIGTERM, shop.output
         shop.nothing_lost("FastAPI, uvicorn, SIGTERM", seconds=seconds)
@@ -444,7 +468,7 @@ def test_djangos_server_log_is_stored(dsn, tmp_path):
 def test_a_django_command_stores_all_it_did(dsn, tmp_path, how):
     """A pipe for a file: the command has imported what it has printed, and waits for more."""
     page = Page("django")
-    page.files = {name: text.replace(*LINGER) for name, text in page.files.items()}
+    page.change(options=LINGER)
     page.lay_out(tmp_path)
     ids = [f"order-{n}" for n in range(500)]
     pipe = tmp_path / "orders.txt"

@@ -509,7 +509,7 @@ def test_f_10_a_killed_uwsgi_worker(dsn, uwsgi_folder, journal):
 def test_f_08_a_worker_that_is_timed_out_and_killed(dsn, tmp_path, journal):
     """Stopped, it does not hear gunicorn's SIGABRT; the arbiter's next word is SIGKILL. Nothing was sent: a linger of 60 s."""
     with test_howto_web.Shop(
-        tmp_path, dsn, "gunicorn", test_howto_web.GUNICORN, "--timeout 1", change=[test_howto_web.LINGER]
+        tmp_path, dsn, "gunicorn", test_howto_web.GUNICORN, "--timeout 1", given=test_howto_web.LINGER
     ) as shop:
         with shop.steady():
             shop.serve()

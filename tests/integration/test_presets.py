@@ -100,6 +100,14 @@ def test_structured_has_a_journal(configured, tmp_path):
     assert handler.stats().journal["folder"] == str(tmp_path / "journal")
 
 
+def test_the_pages_preset_changed_by_hand(configured, tmp_path):
+    del configured  # what is configured here goes with it
+    page = Page("presets")
+    exec(page.files["by_hand.py"], {})
+    assert logging._handlers["postgres"]._settings.batch_size == 200
+    assert logging.getLogger("sqlalchemy.engine").level == logging.WARNING
+
+
 def test_the_pages_program(dsn, tmp_path):
     """docs/howto/presets.md: a console, two files and rows, and no console in production."""
     page = Page("presets")

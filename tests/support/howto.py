@@ -2,11 +2,15 @@
 The pages of docs/howto as programs: what a page says is what runs.
 
 A fenced block whose info string holds `title="app.py"` is that file. A `console` block holds the commands, each on a
-line that starts with "$ ". A test lays the files out in a folder, and starts the page's own command line there.
+line that starts with "$ ". A test lays the files out in a folder, and starts the page's own command line there. What a
+`logsluice preset NAME > FILE` of the page prints is a file of it, too.
 """
 
 from __future__ import annotations
 
+import contextlib
+import io
+import json
 import os
 import re
 import shlex
@@ -17,9 +21,13 @@ from pathlib import Path
 
 import psycopg
 
+from logsluice.cli import main
+
 PAGES = Path(__file__).parents[2] / "docs" / "howto"
 BLOCK = re.compile(r"^```(\w+)([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 TITLE = re.compile(r'title="([^"]+)"')
+PRINTED = re.compile(r"logsluice (preset .+) > (\S+)")
+PRESET = re.compile(r'presets\.(\w+)\("shop"')  # a call that makes the page's dict
 STOP_SECONDS = 30  # more than any server's own grace period in these pages
 
 
@@ -35,13 +43,35 @@ class Page:
                 self.files[title[1]] = text
             elif language == "console":
                 self.commands += [line[2:] for line in text.splitlines() if line.startswith("$ ")]
+        for command in self.commands:
+            if printed := PRINTED.fullmatch(command):
+                self.files[printed[2]] = _printed(*shlex.split(printed[1]))
+
+    def change(self, *changes, options=None):
+        """Replace texts of its files, each of which must be there; give its handler options, as JSON has them."""
+        for old, new in changes:
+            assert any(old in text for text in self.files.values()), old
+            self.files = {file: text.replace(old, new) for file, text in self.files.items()}
+        if options:
+            given = {file: _given(text, json.dumps(options)[1:-1]) for file, text in self.files.items()}
+            assert given != self.files, "no handler to give options to"
+            self.files = given
+
+    def print_presets(self):
+        """Have its programs read what `logsluice preset NAME` prints, in the place of calling the function."""
+        for name in {name for text in self.files.values() for name in PRESET.findall(text)}:
+            call, file = f'presets.{name}("shop")', f"{name}.json"
+            self.change((call, f'__import__("json").load(open("{file}"))'))
+            self.files[file] = _printed("preset", name, "--service", "shop")
 
     def lay_out(self, folder):
         """Write the page's files into a folder."""
         for name, text in self.files.items():
             path = folder / name
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(_given(text), encoding="utf-8")
+            # Set by tests/acceptance/test_lifecycle_journal.py.
+            options = os.environ.get("LOGSLUICE_TEST_OPTIONS", "{}")[1:-1]
+            path.write_text(_given(text, options) if options else text, encoding="utf-8")
 
     def command(self, start):
         """Return the one command that starts so."""
@@ -50,10 +80,19 @@ class Page:
         return found[0]
 
 
-def _given(text):
-    """Add the options of LOGSLUICE_TEST_OPTIONS to the page's handler: tests/acceptance/test_lifecycle_journal.py."""
-    options = os.environ.get("LOGSLUICE_TEST_OPTIONS", "{}")[1:-1]  # one page's dict is JSON, the others are Python
-    return text.replace('"service": "shop"', f'"service": "shop", {options}') if options else text
+def _given(text, options):
+    """Add options (the inside of a JSON object, which is Python, too) to the handler: in a dict, a preset, a call."""
+    text = text.replace('"service": "shop"', f'"service": "shop", {options}')
+    text = PRESET.sub(lambda call: f"{call[0]}, **{{{options}}}", text)
+    return text.replace('service="shop"', f'service="shop", **{{{options}}}')
+
+
+def _printed(*argv):
+    """Return what a command of ours prints."""
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+        assert main(list(argv)) == 0
+    return out.getvalue()
 
 
 def environment(**env):

@@ -6,6 +6,7 @@ import logging.config
 import pytest
 
 from logsluice import ConfigError, presets
+from logsluice.cli import main
 
 
 @pytest.fixture(autouse=True)
@@ -36,6 +37,18 @@ def test_each_is_data_that_configures_and_a_dict_of_its_own(name, tmp_path, monk
     logging.config.dictConfig(made)
     made["handlers"].clear()
     assert presets.PRESETS[name]("shop")["handlers"]
+
+
+@pytest.mark.parametrize("name", presets.PRESETS)
+def test_what_is_printed_is_what_the_function_returns(name, capsys):
+    assert main(["preset", name, "--service", "shop", "--dsn-env", "OTHER"]) == 0
+    assert json.loads(capsys.readouterr().out) == presets.PRESETS[name]("shop", dsn_env="OTHER")
+
+
+@pytest.mark.parametrize("name", presets.PRESETS)
+def test_options_of_the_handler_are_over_the_presets_own(name):
+    made = presets.PRESETS[name]("shop", linger=3, journal="here")["handlers"]["postgres"]
+    assert (made["linger"], made["journal"], made["service"]) == (3, "here", "shop")
 
 
 def test_a_dsn_is_taken_in_the_place_of_the_environments():

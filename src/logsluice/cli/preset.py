@@ -40,7 +40,8 @@ def _dictconfig(names: common.Commands, name: str, preset: Callable[..., dict[st
     what = text.removeprefix("Return a ").rstrip(".")
     parser = names.add_parser(name, help=what, description=f"Print a {what}: JSON for logging.config.dictConfig.")
     for parameter in inspect.signature(preset).parameters.values():
-        if parameter.name != "dsn":  # its password would be in the shell's history
+        # Not `dsn`: its password would be in the shell's history. Not the handler's options: edit what is printed.
+        if parameter.name in _OPTIONS:
             default = "" if parameter.default is None else f" (default: {parameter.default})"
             parser.add_argument(f"--{parameter.name.replace('_', '-')}", help=f"{_OPTIONS[parameter.name]}{default}")
 
