@@ -86,12 +86,15 @@ class Stub:
                 return sock, address
 
             def finish_request(self, request, client_address):
-                if context is not None:
-                    try:
-                        request = context.wrap_socket(request, server_side=True)
-                    except (OSError, ssl.SSLError):
-                        return
-                super().finish_request(request, client_address)
+                if context is None:
+                    super().finish_request(request, client_address)
+                    return
+                try:
+                    secure = context.wrap_socket(request, server_side=True)
+                except (OSError, ssl.SSLError):
+                    return
+                with secure:  # the server closes the plain one, which is none any more
+                    super().finish_request(secure, client_address)
 
             def handle_error(self, request, client_address):
                 pass  # clients go when they like

@@ -1,4 +1,4 @@
-"""`logsluice doctor`: why no row appears. Finds the configuration, prints what doctor.py and its parts found."""
+"""`logsluice doctor`: why no record arrives. Finds the configuration, prints what doctor.py and its parts found."""
 
 from __future__ import annotations
 
@@ -9,29 +9,35 @@ import logging
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from logsluice import doctor
 from logsluice.cli import common
-from logsluice.config import switched_off
+from logsluice.config import FileSettings, PostgresSettings, switched_off
 from logsluice.configfile import CannotReadError, load
 from logsluice.doctor import FAIL, OK, WARN, Finding
 from logsluice.doctor.database import check_database
 from logsluice.doctor.dictconfig import accepted, handlers_of, resolved
+from logsluice.doctor.endpoint import check_endpoint
+from logsluice.doctor.file import check_file
 from logsluice.doctor.journal import check_journal
+from logsluice.doctor.sink import check_sink
 from logsluice.errors import ConfigError
-from logsluice.handlers import PostgresHandler
+from logsluice.handlers import HttpHandler, JsonFileHandler, PostgresHandler, SinkHandler
+from logsluice.httpconfig import HttpSettings
 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Callable, Iterator, Mapping
+
+    from logsluice.base import BaseHandler
 
 COLOURS = {OK: "32", WARN: "33", FAIL: "1;31"}  # SGR: green, yellow, bold red
 
 
 def register(commands: common.Commands) -> None:
     """Add the command."""
-    parser = commands.add_parser("doctor", help="find out why no row appears")
+    parser = commands.add_parser("doctor", help="find out why no row appears, no line, no request")
     common.add_dsn(parser)
     parser.add_argument(
         "--config", metavar="FILE", help="your dictConfig: a JSON or YAML file, or module:NAME such as settings:LOGGING"
@@ -106,9 +112,10 @@ def _by_config(name: str, asked: list[str]) -> Iterator[Finding]:
         yield proof
     if not refused:  # else nothing is configured: what loggers would do is beside the point
         imported = doctor.PACKAGES & set(sys.modules)
-        yield from doctor.check_loggers(config, source, makers, asked=asked, packages=imported, made=made)
+        kinds = {name: config["handlers"][name].get("class") for name in makers}
+        yield from doctor.check_loggers(config, source, makers, asked=asked, packages=imported, made=made, kinds=kinds)
         yield from _installed(asked, imported)
-    yield from _databases(makers)
+    yield from _places(makers, config)
 
 
 def _installed(asked: list[str], imported: frozenset[str]) -> Iterator[Finding]:
@@ -122,24 +129,41 @@ def _installed(asked: list[str], imported: frozenset[str]) -> Iterator[Finding]:
         yield Finding(OK, "logger", f"{what} {' '.join(f'--logger {name}' for name in known)}")
 
 
-def _databases(makers: Mapping[str, Callable[[], PostgresHandler]]) -> Iterator[Finding]:
-    """Check each table once, however many handlers write into it."""
+def _places(makers: Mapping[str, Callable[[], BaseHandler]], config: Mapping[str, Any]) -> Iterator[Finding]:
+    """Check where each handler's records go, each place once, however many handlers write there."""
     seen: dict[tuple[Any, ...], str] = {}
     for name, make in makers.items():
-        settings = make()._settings  # noqa: SLF001
+        handler = make()
+        settings = handler._settings  # noqa: SLF001 - what the handler was told, checked
+        if len(makers) > 1:
+            yield Finding(OK, "handler", f"from here on: where {name!r} writes")
         yield from check_journal(settings)
-        key = (settings.dsn, settings.dsn_env, settings.schema, settings.table, repr(settings.columns))
+        key = _place(handler)
         if key in seen:
-            what = f"{seen[key]!r} and {name!r} write into one table: what reaches both is stored twice"
+            what = f"{seen[key]!r} and {name!r} write into one {key[0]}: what reaches both is stored twice"
             yield Finding(WARN, "handler", what, "keep one of them, or see that no logger reaches both")
             continue
         seen[key] = name
-        if len(makers) > 1:
-            yield Finding(OK, "handler", f"from here on: the database of {name!r}")
-        yield from check_database(settings, make)
+        if isinstance(handler, PostgresHandler):
+            yield from check_database(handler._settings, cast("Callable[[], PostgresHandler]", make))  # noqa: SLF001
+        elif isinstance(handler, JsonFileHandler):
+            yield from check_file(handler._settings, config)  # noqa: SLF001
+        elif isinstance(handler, HttpHandler):
+            yield from check_endpoint(handler)
+        elif isinstance(handler, SinkHandler):
+            yield from check_sink(handler._settings)  # noqa: SLF001
 
 
-# --- the configuration ------------------------------------------------------------------------------------------
+def _place(handler: BaseHandler) -> tuple[Any, ...]:
+    """Return what it writes into, and what tells that from another."""
+    settings = handler._settings  # noqa: SLF001 - as above
+    if isinstance(settings, PostgresSettings):
+        return "table", settings.dsn, settings.dsn_env, settings.schema, settings.table, repr(settings.columns)
+    if isinstance(settings, FileSettings):
+        return "file", os.path.realpath(settings.filename)
+    if isinstance(settings, HttpSettings):
+        return "endpoint", settings.url, settings.format, settings.tenant
+    return "sink", id(handler)
 
 
 # --- the output -------------------------------------------------------------------------------------------------
@@ -172,6 +196,6 @@ def _summary(counts: Mapping[str, int], *, configured: bool) -> str:
             "logsluice doctor --config FILE does."
         )
     return (
-        "All is well from the loggers to the table. If rows of your program are still missing: does it apply this "
-        "configuration, and are there lines that begin with logsluice[ on its stderr?"
+        "All is well from the loggers to where they write. If records of your program are still missing: does it apply "
+        "this configuration, and are there lines that begin with logsluice[ on its stderr?"
     )

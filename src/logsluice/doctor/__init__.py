@@ -6,6 +6,9 @@ Here: whose records reach which handler of ours, and why others do not. Pure; re
     ways.py          which way records go through a dictConfig. Pure
     dictconfig.py    the handlers, made from it; whether logging accepts it
     journal.py       the journal's folder
+    file.py          the file of a JsonFileHandler: rights, lock, room, who rotates it
+    endpoint.py      the endpoint of an HttpHandler: token, name, TLS, an answer to a request without records
+    sink.py          a SinkHandler's own sink: options, methods, `open`
     connect.py       the connection, or why there is none
     database.py      server, rights, clock, a table of the user's own
     tables.py        partitions, dead letters, who wrote lately
@@ -57,12 +60,13 @@ def check_loggers(
     asked: Collection[str] = (),
     packages: Collection[str] = (),
     made: Collection[str] = (),
+    kinds: Mapping[str, object] | None = None,
 ) -> list[Finding]:
     """
     Return who reaches our handlers, logger by logger. Pure.
 
     `asked`: only these loggers. `packages`: frameworks that are imported. `made`: loggers that existed before the
-    configuration was applied.
+    configuration was applied. `kinds`: what each handler is, where they are of several.
     """
     if config.get("incremental"):
         what = f"{source} says incremental: true, which changes levels only: none of its handlers is made"
@@ -79,7 +83,8 @@ def check_loggers(
     on = {one for node in configured.values() for one in node.handlers}
     reachable = [one for one in handlers if on & carriers(config, one).keys()]
     found = ways(config, [name for name in dict.fromkeys(names) if name not in kept], reachable)
-    findings += _all_judged(found, source, strict=bool(asked))
+    fallbacks = {given.get("fallback") for given in config.get("handlers", {}).values()}
+    findings += _all_judged(found, source, strict=bool(asked), kinds=kinds or {}, fallbacks=fallbacks)
     for name, why in kept.items():
         step = f'add "{name}": {{"handlers": ["{next(iter(handlers), "db")}"], "level": "INFO", "propagate": false}}'
         what = f"{name}: not stored: {why}"
@@ -91,10 +96,19 @@ def check_loggers(
     return findings
 
 
-def _all_judged(found: list[Way], source: str, *, strict: bool) -> Iterator[Finding]:
+def _all_judged(
+    found: list[Way], source: str, *, strict: bool, kinds: Mapping[str, object], fallbacks: Collection[Any]
+) -> Iterator[Finding]:
     nothing = not any(way.stored[at] for way in found for at in LEVELS)
     for way in found:
-        others = {at for one in found if one.logger == way.logger and one is not way for at in LEVELS if one.stored[at]}
+        if way.handler in fallbacks and not way.hits:
+            continue  # its records come from another handler
+        others = set()
+        for one in found:
+            if one.logger == way.logger and one is not way:
+                # A file does not make up for rows, but for a level that was set on the handler itself.
+                alike = kinds.get(one.handler) is kinds.get(way.handler)
+                others |= {at for at in LEVELS if one.stored[at] and (alike or (way.hits and at < way.gate))}
         yield from judged(way, source, strict=strict or nothing, others=others)
 
 

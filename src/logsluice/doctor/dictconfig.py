@@ -9,17 +9,20 @@ is rotated by a person who only wanted to look.
 from __future__ import annotations
 
 import contextlib
+import difflib
 import logging
 import logging.config
 import re
 import sys
 from typing import TYPE_CHECKING, Any
 
+import logsluice
+from logsluice.base import BaseHandler
 from logsluice.config import plain
+from logsluice.console import ConsoleHandler
 from logsluice.doctor import FAIL, OK, WARN, Finding
 from logsluice.doctor.ways import LEVELS, Way, carriers, nodes, ways
 from logsluice.errors import ConfigError
-from logsluice.handlers import PostgresHandler
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping
@@ -39,22 +42,24 @@ def resolved(config: Mapping[str, Any]) -> dict[str, Any]:
     return converted
 
 
-def handlers_of(
-    config: Mapping[str, Any], source: str
-) -> tuple[list[Finding], dict[str, Callable[[], PostgresHandler]]]:
-    """Return what is to say of the handlers, and how to make each of ours that can be made."""
+NAMES = [name for name in logsluice.__all__ if name.endswith("Handler")]
+
+
+def handlers_of(config: Mapping[str, Any], source: str) -> tuple[list[Finding], dict[str, Callable[[], BaseHandler]]]:
+    """Return what is to say of the handlers, and how to make each of ours that can be made and sends somewhere."""
     findings: list[Finding] = []
-    makers: dict[str, Callable[[], PostgresHandler]] = {}
+    makers: dict[str, Callable[[], BaseHandler]] = {}
     named = False
     for name, given in config.get("handlers", {}).items():
         factory, problem = _factory(name, given, source)
         if problem is not None:
             findings.append(problem)
             named = named or _looks_ours(given)
-        elif isinstance(factory, type) and issubclass(factory, PostgresHandler):
+        elif isinstance(factory, type) and issubclass(factory, (BaseHandler, ConsoleHandler)):
             named = True
             findings.append(_tried(name, given, factory, source))
-            if findings[-1].status == OK:
+            # A console writes in the call: there is nothing behind it to look at.
+            if findings[-1].status == OK and issubclass(factory, BaseHandler):
                 makers[name] = _maker(given, factory)
     if not named:
         add = '"db": {"class": "logsluice.PostgresHandler", "dsn_env": "LOGS_DSN"}'
@@ -73,7 +78,8 @@ def _factory(name: str, given: Mapping[str, Any], source: str) -> tuple[Any, Fin
     except Exception as error:  # the module is the program's: it may raise anything
         if _looks_ours(given):
             what = f"{name!r}: there is no class {factory}"
-            return None, Finding(FAIL, "handler", what, f'write "class": "logsluice.PostgresHandler" in {source}')
+            near = difflib.get_close_matches(factory.rpartition(".")[2], NAMES, n=1) or ["PostgresHandler"]
+            return None, Finding(FAIL, "handler", what, f'write "class": "logsluice.{near[0]}" in {source}')
         why = str(error) if isinstance(error, ValueError) else f"cannot import {factory!r}: {type(error).__name__}"
         step = f"run doctor with your program's Python and in its folder, or correct the class in {source}"
         return None, Finding(FAIL, "handler", f"{name!r}: {why}; dictConfig stops there", step)
@@ -81,7 +87,10 @@ def _factory(name: str, given: Mapping[str, Any], source: str) -> tuple[Any, Fin
 
 def _looks_ours(given: Mapping[str, Any]) -> bool:
     factory = given.get("()", given.get("class"))
-    return isinstance(factory, str) and re.search(r"logsluice|postgres(ql)?handler", factory, re.IGNORECASE) is not None
+    return (
+        isinstance(factory, str)
+        and re.search(r"logsluice|postgres(ql)?handler|jsonfilehandler", factory, re.IGNORECASE) is not None
+    )
 
 
 def _options(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -89,8 +98,8 @@ def _options(given: Mapping[str, Any]) -> dict[str, Any]:
     return {key: given[key] for key in given if key not in {"class", "()", ".", "level", "formatter", "filters"}}
 
 
-def _maker(given: Mapping[str, Any], factory: Callable[..., PostgresHandler]) -> Callable[[], PostgresHandler]:
-    def make() -> PostgresHandler:
+def _maker(given: Mapping[str, Any], factory: Callable[..., Any]) -> Callable[[], Any]:
+    def make() -> Any:
         with _unsaid():
             return factory(**_options(given))
 
@@ -108,7 +117,7 @@ def _unsaid() -> Iterator[None]:
         setattr(sys, "__stderr__", stream)  # noqa: B010
 
 
-def _tried(name: str, given: Mapping[str, Any], factory: Callable[..., PostgresHandler], source: str) -> Finding:
+def _tried(name: str, given: Mapping[str, Any], factory: Callable[..., Any], source: str) -> Finding:
     variable = given.get("dsn_env")
     if isinstance(variable, str) and not re.fullmatch(r"\w+", variable):
         what = f"{name!r}: dsn_env holds something else than a variable's name (not shown: it may be a secret)"
@@ -118,12 +127,7 @@ def _tried(name: str, given: Mapping[str, Any], factory: Callable[..., PostgresH
     try:
         _maker(given, factory)()
     except ConfigError as error:
-        step = f"correct handler {name!r} in {source}"
-        if "cannot be used by user" in str(error):  # its folder
-            step = f"run doctor as the user that your program runs as, or correct journal of {name!r} in {source}"
-        if variable is not None and str(error).startswith("dsn_env names"):
-            step = f"export {variable}=... in this shell as for your program, and run doctor again"
-        return Finding(FAIL, "handler", f"{name!r}: {error}", step)
+        return Finding(FAIL, "handler", f"{name!r}: {error}", _step(str(error), name, given, source))
     except Exception as error:  # of a class derived from ours; its text may quote an option
         what = f"{name!r}: {getattr(factory, '__name__', 'its class')} raises {type(error).__name__}"
         return Finding(FAIL, "handler", what, f"correct handler {name!r} in {source}")
@@ -132,6 +136,20 @@ def _tried(name: str, given: Mapping[str, Any], factory: Callable[..., PostgresH
         f"; its filters ({', '.join(map(str, filters))}) may hold records back, they are not judged" if filters else ""
     )
     return Finding(OK, "handler", f"{name!r} of {source}: its options are right{tail}")
+
+
+def _step(said: str, name: str, given: Mapping[str, Any], source: str) -> str:
+    """Return what to do about a ConfigError."""
+    if "cannot be used by user" in said:  # its folder
+        return f"run doctor as the user that your program runs as, or correct journal of {name!r} in {source}"
+    for option in ("dsn_env", "token_env"):
+        if said.startswith(f"{option} names"):
+            return f"export {given[option]}=... in this shell as for your program, and run doctor again"
+    if "pip install" in said:
+        return f"{said[said.index('pip install') :]} for the Python that runs your program"
+    if "cannot be imported" in said:
+        return f"run doctor with your program's Python and in its folder, or correct sink of {name!r} in {source}"
+    return f"correct handler {name!r} in {source}"
 
 
 _KEPT = ("level", "filters", "formatter")

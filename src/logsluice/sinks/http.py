@@ -198,23 +198,7 @@ class HttpLink:
         Blocks for at most `io_timeout`, before that for the pause that `max_requests_per_second` asks for.
         """
         self._pause()
-        self.open()
-        conn = self._conn
-        assert conn is not None
-        self.patience.begin()
-        reused = not conn.fresh
-        size = len(body)
-        try:
-            headers = self._headers(key)
-            if self.settings.gzip and size >= LEAST_GZIP:
-                body, headers["Content-Encoding"] = gzip.compress(body, GZIP_LEVEL, mtime=0), "gzip"
-            reply = self._exchange(conn, body, headers, reused=reused)
-        except SinkError:
-            raise
-        except Exception as error:
-            self.close()
-            raise SinkError(self._broken(error, reused=reused)) from None
-        conn.fresh = False
+        reply, size = self.ask("POST", body, key), len(body)
         loki = self.settings.format == "loki"
         failure = failure_of(
             reply, self.address.shown, records, now=self.now(), most_wait=self.settings.retry_after_max, loki=loki
@@ -231,6 +215,26 @@ class HttpLink:
             failure = Failure(failure.message, verdict=Verdict.RETRY, status=401, wait=0.0)
         raise SinkError(failure)
 
+    def ask(self, method: str, body: bytes | None, key: str) -> Reply:
+        """Send one request; return the answer, whatever it says. Raises SinkError without one. Blocks as `post`."""
+        self.open()
+        conn = self._conn
+        assert conn is not None
+        self.patience.begin()
+        reused = not conn.fresh
+        try:
+            headers = self._headers(key)
+            if body is not None and self.settings.gzip and len(body) >= LEAST_GZIP:
+                body, headers["Content-Encoding"] = gzip.compress(body, GZIP_LEVEL, mtime=0), "gzip"
+            reply = self._exchange(conn, method, body, headers, reused=reused)
+        except SinkError:
+            raise
+        except Exception as error:
+            self.close()
+            raise SinkError(self._broken(error, reused=reused)) from None
+        conn.fresh = False
+        return reply
+
     def _headers(self, key: str) -> dict[str, str]:
         settings = self.settings
         found = {"User-Agent": AGENT, "Accept": "application/json", **(settings.headers or {}), **self._proxy_header}
@@ -243,12 +247,14 @@ class HttpLink:
             "Idempotency-Key": key,
         }
 
-    def _exchange(self, conn: _Patient, body: bytes, headers: dict[str, str], *, reused: bool) -> Reply:
+    def _exchange(
+        self, conn: _Patient, method: str, body: bytes | None, headers: dict[str, str], *, reused: bool
+    ) -> Reply:
         where = self.address
         target = f"{where.scheme}://{_authority(where)}{where.target}" if self._absolute else where.target
         broken: OSError | None = None
         try:
-            conn.request("POST", target, body=body, headers=headers, preload_content=False, decode_content=False)
+            conn.request(method, target, body=body, headers=headers, preload_content=False, decode_content=False)
         except (BrokenPipeError, ConnectionResetError) as error:
             broken = error  # it may have answered before it had read all: too large, no right
         try:
