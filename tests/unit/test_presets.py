@@ -18,13 +18,18 @@ def _nothing_set(monkeypatch):
 
 @pytest.fixture
 def logging_as_it_was():
-    """dictConfig replaces what the session's root logger had."""
+    """dictConfig replaces what the session's root logger had, and gives some servers' loggers handlers of their own."""
     handlers, level = logging.root.handlers[:], logging.root.level
     yield
-    for one in (logging.root, logging.getLogger("logsluice-kept")):  # where the audit preset hangs its fallback
+    named = [one for one in logging.root.manager.loggerDict.values() if isinstance(one, logging.Logger)]
+    for one in (logging.root, *named):
         for handler in one.handlers[:]:
-            one.removeHandler(handler)
-            handler.close()
+            if handler not in handlers:
+                one.removeHandler(handler)
+                handler.close()
+        one.disabled, one.propagate = False, True
+    for one in named:
+        one.setLevel(logging.NOTSET)
     logging.root.handlers[:], logging.root.level = handlers, level
 
 
