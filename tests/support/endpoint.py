@@ -8,6 +8,7 @@ cut off in the middle, or close a connection that was to be kept.
 from __future__ import annotations
 
 import collections
+import contextlib
 import gzip
 import itertools
 import json
@@ -240,6 +241,14 @@ class Stub:
         self.close()
 
 
+@contextlib.contextmanager
+def nobody():
+    """A url whose port is taken, and nobody listens there, nor can anybody begin to meanwhile."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        yield f"http://127.0.0.1:{taken.getsockname()[1]}/in"
+
+
 class Sender:
     """A handler that sends to a stub, on a logger of its own; `law()` after whatever happened."""
 
@@ -284,8 +293,10 @@ class Sender:
         return stats
 
     def close(self):
+        """As a program does; and wait for what `close` may have left to the listener when its time was over."""
         self.logger.removeHandler(self.handler)
         self.handler.close()
+        assert all(listener.done.wait(LIMIT) for _, listener in self.handler._pairs)
 
     def __enter__(self):
         return self
