@@ -10,6 +10,7 @@ from contextlib import contextmanager
 
 import pytest
 
+from logsluice import listener
 from support.journals import KEEPS, given
 from support.overload import PAYLOAD, SMALL
 from support.processes import until
@@ -33,6 +34,12 @@ class Kept(logging.Handler):
 
     def ids(self):
         return [int(re.match(r"tid=(\d+)", record.getMessage())[1]) for record in self.records]
+
+
+@pytest.fixture(autouse=True)
+def patience(monkeypatch):
+    """What is left is handed over after the time to shut down is over; on a busy machine that takes longer than half a second."""
+    monkeypatch.setattr(listener, "GRACE", LIMIT)
 
 
 @pytest.fixture
@@ -147,6 +154,8 @@ class Lines(logging.Formatter):
                            record.lineno, "func": record.funcName, "thread": record.threadName, "exception": text,
                            "created": record.created, "id": record.id, "amount": getattr(record, "amount", None)})
 
+from logsluice import listener
+listener.GRACE = 60      # as above
 made = config(fallback="file", shutdown_timeout=0.2)
 made["formatters"] = {"lines": {"()": "__main__.Lines"}}
 made["handlers"]["file"] = {"class": "logging.FileHandler", "filename": sys.argv[1], "formatter": "lines"}
