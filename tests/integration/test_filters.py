@@ -111,7 +111,8 @@ def test_the_page(dsn, tmp_path):
         shlex.split(page.command("python")), cwd=tmp_path, env=environment(LOGS_DSN=dsn), capture_output=True,
         text=True, timeout=LIMIT, check=False,
     )  # fmt: skip
-    assert (done.returncode, done.stderr) == (0, "")
+    said = [line for line in done.stderr.splitlines() if "slow batch" not in line]  # a busy machine may be
+    assert (done.returncode, said) == (0, [])
     by, *listed = done.stdout.splitlines()
     figures = ast.literal_eval(by.partition(": ")[2])
     assert set(figures) == {("sample", 10), ("sample", 20), ("rate_limit", 30), ("duplicate", 30)}

@@ -189,8 +189,11 @@ class Shop:
         assert stats.offered == len(self.given)
         assert stats.offered == stats.accepted + stats.dropped
         assert stats.accepted == stats.stored + stats.dead + stats.abandoned + stats.waiting
-        assert stats.waiting == sum(route.buffer.rows_waiting() for route in self.handler._routes())
+        assert until(self._agrees_with_the_buffers, LIMIT), self.stats  # told a moment after it is counted
         return stats
+
+    def _agrees_with_the_buffers(self):
+        return self.stats.waiting == sum(route.buffer.rows_waiting() for route in self.handler._routes())
 
 
 @contextmanager
