@@ -18,6 +18,7 @@ import queue
 from pathlib import Path
 
 import psycopg
+from pythonjsonlogger.json import JsonFormatter
 from tables import measured_and_goal
 
 from logsluice import PostgresHandler, partitions, schema
@@ -103,6 +104,13 @@ class InsertEach(_Inserting, logging.Handler):
 
 
 # --- who is measured: a logger, `finish` (all is committed when it returns), `close` -----------------------------
+
+
+def json_file(path):
+    """The standard library's handler that writes lines of JSON."""
+    handler = logging.FileHandler(path)
+    handler.setFormatter(JsonFormatter("%(asctime)s %(levelname)s %(name)s %(message)s %(pathname)s %(lineno)d"))
+    return handler
 
 
 def logger_of(handler):

@@ -24,7 +24,6 @@ from pathlib import Path
 
 import common
 from common import ROOM, row
-from pythonjsonlogger.json import JsonFormatter
 
 from logsluice import HttpHandler, JsonFileHandler, PostgresHandler
 from logsluice.devserver import free_port
@@ -76,9 +75,7 @@ def makers(dsn, folder, url):
         return HttpHandler(url=url, **options)
 
     def stdlib():
-        handler = logging.FileHandler(f"{folder}/stdlib.log")
-        handler.setFormatter(JsonFormatter("%(asctime)s %(levelname)s %(name)s %(message)s %(pathname)s %(lineno)d"))
-        return handler
+        return common.json_file(f"{folder}/stdlib.log")
 
     return {
         "NullHandler": (logging.NullHandler,),

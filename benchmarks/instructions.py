@@ -1,5 +1,5 @@
 """
-How many instructions does one logging call take?
+How many instructions does one logging call take, into PostgreSQL and into a file of JSON lines?
 
     python benchmarks/instructions.py [--records 500] [--json FILE] [--check FILE] [--functions FILE]
 
@@ -35,6 +35,10 @@ ROOM = 1.03  # a ratio that grows by more is another string made, another call; 
 WARM_UP = 1500  # calls, so that caches are filled and the code is specialised: Python 3.10 begins after 1,024
 LIMIT = 600  # seconds
 NULL, QUEUE, OURS = "NullHandler", "QueueHandler", "logsluice"
+# Lines of JSON: the standard library's handler with python-json-logger's formatter, which writes in the call, and ours.
+FILE, LINES = "FileHandler, JSON", "logsluice, JSON"
+BESIDE = {OURS: QUEUE, LINES: FILE}  # what each of ours is compared with
+NAMES = (NULL, QUEUE, OURS, FILE, LINES)
 MINOR = f"{sys.version_info[0]}.{sys.version_info[1]}"
 DIGITS = frozenset("0123456789+-*")  # what a line of costs begins with: a line of source, or its distance
 TOP = 40  # C functions named of a case: the others have less than 0.3 % of its instructions each
@@ -45,15 +49,21 @@ def count_here(records):
     import call_overhead  # noqa: PLC0415 - here alone: it loads psycopg, the parent has no need of it
     import common  # noqa: PLC0415 - as above
 
-    from logsluice import PostgresHandler  # noqa: PLC0415 - as above
+    from logsluice import JsonFileHandler, PostgresHandler  # noqa: PLC0415 - as above
+
+    def made(name):
+        if name == OURS:
+            return PostgresHandler(dsn="", service="bench"), call_overhead.nothing
+        if name == LINES:
+            return JsonFileHandler(filename=f"{folder}/ours", service="bench"), call_overhead.nothing
+        if name == FILE:
+            return common.json_file(f"{folder}/stdlib"), call_overhead.nothing
+        return call_overhead.other("QueueHandler, Queue" if name == QUEUE else name, folder)
 
     with common.no_listener(), tempfile.TemporaryDirectory() as folder:
         for calls, around in call_overhead.KINDS.values():
-            for name in (NULL, QUEUE, OURS):
-                if name == OURS:
-                    handler, after = PostgresHandler(dsn="", service="bench"), call_overhead.nothing
-                else:
-                    handler, after = call_overhead.other("QueueHandler, Queue" if name == QUEUE else name, folder)
+            for name in NAMES:
+                handler, after = made(name)
                 info = common.logger_of(handler).info
                 with around():
                     calls(info, WARM_UP)
@@ -90,7 +100,7 @@ def counted(records):
         blocks = [by_function(path.read_text()) for path in dumps[1::2]]
     import call_overhead  # noqa: PLC0415 - its names alone
 
-    names = [(kind, name) for kind in call_overhead.KINDS for name in (NULL, QUEUE, OURS)]
+    names = [(kind, name) for kind in call_overhead.KINDS for name in NAMES]
     assert len(blocks) == len(names), (len(blocks), len(names))
     found = {}
     for (kind, name), block in zip(names, blocks, strict=True):
@@ -136,6 +146,8 @@ def profile(found):
     ).stdout.strip()
     cases = {"null": found["plain"][NULL], "queue": found["plain"][QUEUE]}
     cases.update({kind: ones[OURS] for kind, ones in found.items()})
+    cases["file"] = found["plain"][FILE]
+    cases.update({f"{kind}, JSON": ones[LINES] for kind, ones in found.items()})
     written = {}
     for case, counts in cases.items():
         ranks = sorted(counts.items(), key=lambda item: -item[1])
@@ -145,9 +157,10 @@ def profile(found):
     return {"python": platform.python_version(), "commit": commit, "cases": written}
 
 
-def added(found):
-    """{kind: what ours adds, of what QueueHandler adds}."""
-    return {kind: (one[OURS] - one[NULL]) / (one[QUEUE] - one[NULL]) for kind, one in found.items()}
+def added(found, ours=OURS):
+    """{kind: what ours adds, of what the handler beside it adds}."""
+    other = BESIDE[ours]
+    return {kind: (one[ours] - one[NULL]) / (one[other] - one[NULL]) for kind, one in found.items()}
 
 
 def main():
@@ -162,13 +175,14 @@ def main():
         return count_here(args.records)
     functions = counted(args.records)
     found = totals(functions)
-    ratios = added(found)
+    ratios = {"added": added(found), "lines_added": added(found, LINES)}
     for kind, one in found.items():
-        counts = "".join(f"{name:>14} {number(value)}" for name, value in one.items())
-        print(f"{kind:12}{counts}   added, of what QueueHandler adds: {ratios[kind]:.3f}")
+        counts = "".join(f"{name:>20} {number(value)}" for name, value in one.items())
+        of_queue, of_file = (one[kind] for one in ratios.values())
+        print(f"{kind:12}{counts}   added: of QueueHandler's {of_queue:.3f}, of FileHandler's {of_file:.3f}")
     if args.json:
         kept = json.loads(args.json.read_text(encoding="utf-8")) if args.json.exists() else {}
-        kept[MINOR] = {"build": sys.version, "instructions_a_call": found, "added": ratios}
+        kept[MINOR] = {"build": sys.version, "instructions_a_call": found, **ratios}
         kept = dict(sorted(kept.items(), key=lambda item: int(item[0].split(".")[1])))
         args.json.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
     if args.functions:
@@ -185,9 +199,15 @@ def judged(ratios, kept):
     if before["build"] != sys.version:
         print(f"not compared: counted with another build of Python ({before['build']})")
         return 0
-    grown = {kind: ratio for kind, ratio in ratios.items() if ratio > before["added"][kind] * ROOM}
-    for kind, ratio in grown.items():
-        print(f"{kind}: {ratio:.3f} is more than {ROOM} times {before['added'][kind]:.3f}: what made the call dearer?")
+    compared = [
+        (what, kind, ratio, before[what][kind])
+        for what, one in ratios.items()
+        if what in before  # of lines only one Python's counts are kept
+        for kind, ratio in one.items()
+    ]
+    grown = [one for one in compared if one[2] > one[3] * ROOM]
+    for what, kind, ratio, was in grown:
+        print(f"{what}, {kind}: {ratio:.3f} is more than {ROOM} times {was:.3f}: what made the call dearer?")
     return int(bool(grown))
 
 

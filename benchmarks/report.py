@@ -145,11 +145,14 @@ def instructions(found):
             kind,
             *(f"{one[who]:,.0f}" for who in ("NullHandler", "QueueHandler", "logsluice")),
             number(run["added"][kind]),
+            *(f"{one[who]:,.0f}" if who in one else "" for who in ("FileHandler, JSON", "logsluice, JSON")),
+            number(run["lines_added"][kind]) if "lines_added" in run else "",
         ]
         for version, run in found.runs("instructions")[0].items()
         for kind, one in run["instructions_a_call"].items()
     ]
     heads = ["Python", "instructions of a call", "NullHandler", "QueueHandler", "logsluice", "added, of QueueHandler's"]
+    heads += ["FileHandler, JSON", "logsluice, JSON", "added, of FileHandler's"]
     return table(heads, lines)
 
 

@@ -5,6 +5,7 @@ logsluice: Python logs into PostgreSQL, files, HTTP. The map, in the order in wh
     handlers.py    PostgresHandler, JsonFileHandler, HttpHandler, SinkHandler: their options, their sinks
     base.py        what all handlers are: handle, flush, close                caller's thread
     quick.py       an ordinary record, from `handle` to the buffer            caller's thread
+    quicklines.py  the same where it becomes a line of JSON                   caller's thread
     capture.py     LogRecord -> captured fields. Pure                         caller's thread
     encoding.py    fields -> frame, one row of COPY text. Pure                caller's thread
     intake.py      Intake(QueueHandler): any record's frame, enqueue          caller's thread

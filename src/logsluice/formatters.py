@@ -21,7 +21,7 @@ import logging
 import re
 from typing import TYPE_CHECKING, Any
 
-from pythonjsonlogger.json import JsonFormatter
+from pythonjsonlogger.json import JsonEncoder, JsonFormatter
 
 from logsluice.capture import Captured, Rules, attributes_json, capture
 from logsluice.config import Limits, Settings
@@ -45,6 +45,13 @@ def severity(level: int) -> int:
         if level >= least:
             return min(24, number + min(3, (level - least) * 4 // 10))
     return 1
+
+
+def unbroken(line: str) -> str:
+    """Return a line of JSON that is one line for every program that reads lines."""
+    if line.isascii() and "\x7f" not in line:
+        return line
+    return _BREAKS.sub(lambda found: f"\\u{ord(found[0]):04x}", line)
 
 
 def level_name(level: int) -> str:
@@ -243,11 +250,24 @@ class SluiceJsonFormatter(JsonFormatter):
         data = {self._get_rename(key): value for key, value in self.defaults.items()}
         data.update((self._get_rename(key), value) for key, value in found.items())
         data.update((self._get_rename(key), value) for key, value in self.static_fields.items())
-        line: str = self.serialize_log_record(self.process_log_record(data))
-        if line.isascii() and "\x7f" not in line:
-            return line
-        return _BREAKS.sub(lambda found: f"\\u{ord(found[0]):04x}", line)
+        return unbroken(self.serialize_log_record(self.process_log_record(data)))
+
+    def settled(self) -> str | None:
+        """
+        Return all that its lines depend on beside the records, as one text; None if somebody's code has a say in them.
+
+        Such as a subclass's, or a serializer's: what that makes of one record says nothing of the next.
+        """
+        code = (type(self), self.json_serializer, self.json_encoder, self.json_default)
+        # By number: a method that was put on this formatter alone is one attribute more.
+        if code != (SluiceJsonFormatter, json.dumps, JsonEncoder, None) or len(vars(self)) != _ATTRIBUTES:
+            return None
+        return repr((self.names, self.prefix, self.json_ensure_ascii, self.defaults, self.static_fields,
+                     self.rename_fields))  # fmt: skip
 
 
 def _not_json(constant: str) -> Any:
     raise ValueError(f"{constant} is none of its numbers")
+
+
+_ATTRIBUTES = len(vars(SluiceJsonFormatter()))

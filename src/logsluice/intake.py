@@ -13,7 +13,8 @@ import logging.handlers
 from typing import TYPE_CHECKING
 
 from logsluice.capture import Captured, Rules, capture, timestamp
-from logsluice.quick import CountedError, QuickWay
+from logsluice.quick import CountedError
+from logsluice.quicklines import quick_way
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -50,7 +51,7 @@ class Intake(logging.handlers.QueueHandler):
         self.no_token = tokens.empty
         self.next_seq = buffer.next_seq
         self.sync: Callable[[], object] | None = None  # makes an append durable before the call returns
-        self.quick = QuickWay(buffer.stream, settings, rules, mapped=not target.plain)
+        self.quick = quick_way(buffer.stream, target, self._encoded, settings, rules)
         self.quickly = self.quick.made(self)
 
     def prepare(self, record: logging.LogRecord) -> bytes | None:

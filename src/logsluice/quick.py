@@ -37,6 +37,7 @@ from logsluice.capture import (
     utc_second,
 )
 from logsluice.encoding import NULL, Marks, clean, copy_row, copy_text
+from logsluice.formatters import unbroken
 from logsluice.lifecycle import OWN_THREADS
 from logsluice.primitives import get_ident
 
@@ -51,7 +52,7 @@ if TYPE_CHECKING:
     Render = Callable[[dict[str, Any]], str]
     # Names of extras that go to attributes; how these become JSON; (id column, name) of those that fill one.
     Plan = tuple[tuple[str, ...], Render, tuple[tuple[int, str], ...]]
-    Bound = tuple[list[Any], list[str], str, str]  # of bound values: ids, JSON parts, id columns, a frame's whole end
+    Bound = tuple[list[Any], list[str], Any, Any]  # of bound values: ids, JSON parts, id columns, a frame's whole end
 
 SITES = 4096  # call sites remembered; a large program has hundreds. At the bound the cache is cleared
 TEXTS = 1024  # thread names, templates and sets of extras remembered, each
@@ -123,7 +124,13 @@ class Entrance(NamedTuple):
 
 
 class QuickWay:
-    """What the quick way remembers, and the way itself (`made`). Any thread."""
+    """
+    What the quick way remembers, and the way itself (`made`). Any thread.
+
+    Frames are rows of `logs` here; quicklines.py says what is different for lines of JSON.
+    """
+
+    quote: Callable[[str], str] | None = None  # how a line of JSON writes a text; None: a row of COPY
 
     def __init__(self, stream: int, settings: Settings, rules: Rules, *, mapped: bool) -> None:
         self.stream = stream
@@ -134,7 +141,7 @@ class QuickWay:
         self._items = settings.limits.items
         self._short_id = min(SHORT_ID, settings.limits.name_bytes // 4)
         # Caches: read and filled by any thread, single dict operations only.
-        self.sites: dict[tuple[Any, ...], str] = {}
+        self.sites: dict[tuple[Any, ...], Any] = {}
         self.lines: dict[int, tuple[Any, ...]] = {}  # line number -> what its last record was
         self.templates: dict[str, str] = {}
         self.names: dict[str, str] = {}  # of threads and tasks
@@ -170,6 +177,7 @@ class QuickWay:
         limit = min(QUICK_FRAME, self._settings.max_message_bytes)  # no text in a smaller frame must be cut
         redacts, keep_level = self._redactor.active, self._settings.keep_level
         templates, threads, lines, digits = self.templates, self.threads, self.lines, THREE_DIGITS
+        quote = self.quote
         modules, bound_values = sys.modules, context.get
         buffer, numbers, whole, sync = intake.buffer, intake.buffer.numbers, intake.whole, intake.sync
         batch_size = self._settings.batch_size
@@ -231,8 +239,10 @@ class QuickWay:
                     template = NO_TEMPLATE
                 if len(text) > limit or ("/" in text and "://" in text and redacts):
                     raise NotPlainError
+                if quote is not None:
+                    text = quote(text)
                 # Four searches in C cost less than one look at each character.
-                if "\\" in text or "\n" in text or "\t" in text or "\r" in text:
+                elif "\\" in text or "\n" in text or "\t" in text or "\r" in text:
                     text = copy_text(text)
                 start, second = self.second
                 micros = floor(created * 1e6) - start
@@ -250,8 +260,6 @@ class QuickWay:
                 else:  # before 3.12 only asyncio itself knows
                     loop = self.running_loop
                     task = None if loop is None or loop() is None else task_name(record)
-                if task is not None:
-                    who = f"\t{self.name(thread)}\t{self.name(task)}\t"
                 # A call site's record comes with the same objects each time: five comparisons instead of a key's hash.
                 if (
                     path is not path_
@@ -264,28 +272,59 @@ class QuickWay:
                 if len(d) != size:  # other extras than last time
                     plan = self.plan_of(record)
                 bound = bound_values()
-                if process != "MainProcess" or self.ambient:
-                    rest = self.more(record, plan, bound or {})
-                elif plan is None:
-                    rest = NOTHING_MORE if bound is None else self.bound(bound)[3]
-                elif bound or plan[2]:
-                    rest = self.more(record, plan, bound or {})
+                if quote is not None:  # a line of JSON, of what quicklines.py has learnt of its call site
+                    before, after, caller, ending, rest, ends, _ = site
+                    if bound or task is not None or process != "MainProcess" or self.ambient:
+                        caller, rest = self.spelled(record, site, plan, task, bound or {})
+                        who = ending = ""
+                    elif plan is not None:
+                        try:
+                            json = plan[1](d)
+                            opening, closing = ends[plan[0]]
+                        except KeyError:  # as many, but others; or not known here; or a value that is not plain
+                            caller, rest = self.spelled(record, site, plan, None, {})
+                            who = ending = ""
+                        else:
+                            if "/" in json and "://" in json and redacts:
+                                raise NotPlainError
+                            rest = f"{opening}{json}{closing}"
+                    seq = next(numbers)
+                    line = (
+                        f"{seq}{before}{second}{digits[micros // 1000]}{digits[micros % 1000]}{after}{text}{caller}"
+                        f"{who}{ending}{seq}{rest}"
+                    )
+                    if "\\" in line and "\\u0000" in line:
+                        raise NotPlainError
+                    if not line.isascii() or "\x7f" in line:
+                        line = unbroken(line)
+                    frame = line.encode()
+                    if len(frame) > limit:
+                        raise NotPlainError
                 else:
-                    try:
-                        json = plan[1](d)
-                    except KeyError:  # as many, but others; or a value that is not plain
-                        rest = self.more(record, self.plan_of(record), {})
+                    if task is not None:
+                        who = f"\t{self.name(thread)}\t{self.name(task)}\t"
+                    if process != "MainProcess" or self.ambient:
+                        rest = self.more(record, plan, bound or {})
+                    elif plan is None:
+                        rest = NOTHING_MORE if bound is None else self.bound(bound)[3]
+                    elif bound or plan[2]:
+                        rest = self.more(record, plan, bound or {})
                     else:
-                        if "\\" in json or ("/" in json and "://" in json and redacts):
-                            json = self.escaped(json)
-                        rest = f"{BEFORE_ATTRIBUTES}{json}}}\n" if json else NOTHING_MORE
-                seq = next(numbers)
-                frame = (
-                    f"{seq}{second}{digits[micros // 1000]}{digits[micros % 1000]}{site}{who}{text}{template}{rest}"
-                ).encode()
-                # The encoder has refused lone surrogates; a NUL would end the segment; a large frame must be cut.
-                if len(frame) > limit or 0 in frame:
-                    raise NotPlainError
+                        try:
+                            json = plan[1](d)
+                        except KeyError:  # as many, but others; or a value that is not plain
+                            rest = self.more(record, self.plan_of(record), {})
+                        else:
+                            if "\\" in json or ("/" in json and "://" in json and redacts):
+                                json = self.escaped(json)
+                            rest = f"{BEFORE_ATTRIBUTES}{json}}}\n" if json else NOTHING_MORE
+                    seq = next(numbers)
+                    frame = (
+                        f"{seq}{second}{digits[micros // 1000]}{digits[micros % 1000]}{site}{who}{text}{template}{rest}"
+                    ).encode()
+                    # The encoder has refused lone surrogates; a NUL would end the segment; a large frame must be cut.
+                    if len(frame) > limit or 0 in frame:
+                        raise NotPlainError
             except OwnRecord:
                 return None if entrance is None else own()
             except Exception:  # a wrong format string, a NaN, a hostile object: the whole way stores it
@@ -339,10 +378,10 @@ class QuickWay:
 
     # --- what is not paid by every record -----------------------------------------------------------------------
 
-    def site_of(self, record: LogRecord) -> str:
-        """Return a call site's columns where another module's site was on its line number last."""
+    def site_of(self, record: LogRecord) -> Any:
+        """Return what a call site's frames share where another module's site was on its line number last."""
         key = (record.pathname, record.levelno, record.name, record.funcName, record.levelname)
-        site = self.sites.get((*key, record.lineno)) or self._site(record, (*key, record.lineno))
+        site: Any = self.sites.get((*key, record.lineno)) or self._site(record, (*key, record.lineno))
         if len(self.lines) >= SITES:
             self.lines.clear()
         self.lines[record.lineno] = (*key, site, STANDARD_COUNT, None)
@@ -358,6 +397,12 @@ class QuickWay:
         known = self.lines.get(record.lineno, NO_LINE)
         self.lines[record.lineno] = (*known[:6], STANDARD_COUNT + len(names), plan)
         return plan
+
+    def spelled(
+        self, record: LogRecord, site: Any, plan: Plan | None, task: Any, bound: dict[str, Any]
+    ) -> tuple[str, str]:
+        """Return what stands between message and seq of a line, and behind that. Raises for what is not plain."""
+        raise NotImplementedError  # rows are made by `more`
 
     def more(self, record: LogRecord, plan: Plan | None, bound: dict[str, Any]) -> str:
         """Return the frame's end: ids, exception, attributes. Raises for what is not plain: then the whole way."""
@@ -385,9 +430,10 @@ class QuickWay:
             count += 1
         if count > self._items:
             raise ValueError
-        return self._end(ids, parts)
+        end: str = self._end(ids, parts)
+        return end
 
-    def _end(self, ids: str, parts: list[str]) -> str:
+    def _end(self, ids: Any, parts: list[str]) -> Any:
         json = ", ".join(filter(None, parts))
         return f"\t{ids}\t{NO_EXCEPTION}\t{{{self.escaped(json)}}}\n" if json else f"\t{ids}\t{NO_EXCEPTION}\t{NULL}\n"
 
@@ -399,7 +445,7 @@ class QuickWay:
 
     def _ids(
         self, d: dict[str, Any], names: tuple[str, ...], id_plan: tuple[tuple[int, str], ...], bound: dict[str, Any]
-    ) -> tuple[list[str], str]:
+    ) -> tuple[list[str], Any]:
         """Return the JSON parts of bound values, and the id columns: extras before bound before other libraries'."""
         ids: list[Any] = NO_ID_VALUES.copy()
         parts: list[str] = []
@@ -414,19 +460,25 @@ class QuickWay:
         for index, key in id_plan:
             if d[key] is not None:
                 ids[index] = d[key]
-        return parts, NO_IDS if ids == NO_ID_VALUES else self._id_texts(ids)
+        return parts, self._id_columns(ids)
 
-    def _id_texts(self, ids: list[Any]) -> str:
-        texts = []
+    def _id_columns(self, ids: list[Any]) -> Any:
+        if ids == NO_ID_VALUES:
+            return NO_IDS
+        return "\t".join([NULL if text is None else text for text in self._id_texts(ids)])
+
+    def _id_texts(self, ids: list[Any]) -> list[str | None]:
+        """Return ids as texts; raises for one that is not stored as it is."""
+        texts: list[str | None] = []
         for value in ids:
             if value is None:
-                texts.append(NULL)
+                texts.append(None)
                 continue
             text = value if type(value) is str else ID_TEXTS[type(value)](value)
             if not text.isprintable() or "\\" in text or "://" in text or len(text) > self._short_id:
                 raise ValueError
             texts.append(text)
-        return "\t".join(texts)
+        return texts
 
     def bound(self, bound: dict[str, Any]) -> Bound:
         """Return what bound values become. Remembered while they stay bound."""
@@ -442,14 +494,15 @@ class QuickWay:
             raise ValueError  # a live object must not be kept
         if len(self.bounds) >= BOUNDS:
             self.bounds.clear()
-        texts = NO_IDS if ids == NO_ID_VALUES else self._id_texts(ids)
-        found = (ids, parts, texts, self._end(texts, parts))
+        columns = self._id_columns(ids)
+        found = (ids, parts, columns, self._end(columns, parts))
         self.bounds[id(bound)] = (bound, found)  # `bound` itself, so that its id is not used again meanwhile
         return found
 
     def plan(self, names: tuple[str, ...]) -> Plan:
         """Return how these extras are written. Remembered."""
-        special = OTEL_KEYS | {"extra", OWN_KEY} | set(STANDARD)
+        # taskName: of a record that came from a Python which has it.
+        special = OTEL_KEYS | {"extra", OWN_KEY, "taskName"} | set(STANDARD)
         # What a Formatter of another handler left behind is no extra.
         kept = tuple(name for name in names if type(name) is not str or name in special or name not in NOT_EXTRAS)
         for name in kept:
@@ -465,8 +518,8 @@ class QuickWay:
         plan = self.plans[names] = (kept, _renderer(kept, [name for name in names if name not in kept]), id_plan)
         return plan
 
-    def _site(self, record: LogRecord, key: tuple[Any, ...]) -> str:
-        """Return the columns that are the same for every record of this call site. Remembered."""
+    def _site(self, record: LogRecord, key: tuple[Any, ...]) -> Any:
+        """Return what is the same in every frame of this call site. Remembered."""
         if record.name.partition(".")[0] == "logsluice":
             raise OwnRecord
         marks = Marks()
@@ -483,11 +536,15 @@ class QuickWay:
         captured = [None if text is None else clean(text, "", marks) for text in texts]
         if marks:
             raise ValueError  # repaired: not a site to remember
-        columns = "Z\t" + copy_row([str(self.stream), str(record.levelno), *captured]).decode()[:-1]
+        site = self._written(record.levelno, captured)
         if len(self.sites) >= SITES:
             self.sites.clear()
-        self.sites[key] = columns
-        return columns
+        self.sites[key] = site
+        return site
+
+    def _written(self, level: int, texts: list[str | None]) -> Any:
+        """Return what is the same in each frame of a call site: its level, logger, file, line, function, service."""
+        return "Z\t" + copy_row([str(self.stream), str(level), *texts]).decode()[:-1]
 
     def _plain_name(self, name: Any) -> bool:
         """Whether a name is stored as it is, but for escaping: of no subclass, short, without a URL."""
@@ -495,7 +552,7 @@ class QuickWay:
         return type(name) is str and len(name) * 4 <= limit and not ("://" in name and self._redactor.active)
 
     def name(self, name: Any) -> str:
-        """Return a thread's or task's name as a COPY text column. Remembered."""
+        """Return a thread's or task's name as it is written. Remembered."""
         known = self.names.get(name)
         if known is not None:
             return known
@@ -503,15 +560,18 @@ class QuickWay:
             raise ValueError
         if len(self.names) >= TEXTS:
             self.names.clear()
-        escaped = self.names[name] = copy_text(name)
+        escaped = self.names[name] = (self.quote or copy_text)(name)
         return escaped
 
     def remember_thread(self, name: Any) -> str:
         """Return the columns of a thread without a task. Remembered."""
         if len(self.threads) >= TEXTS:
             self.threads.clear()
-        columns = self.threads[name] = f"\t{self.name(name)}\t{NULL}\t"
+        self.threads[name] = columns = self._threaded(self.name(name))
         return columns
+
+    def _threaded(self, name: str) -> str:
+        return f"\t{name}\t{NULL}\t"
 
     def remember(self, text: str) -> str:
         """Return a template's column. Remembered."""
@@ -525,13 +585,16 @@ class QuickWay:
         return column
 
     def new_second(self, created: float) -> tuple[int, str]:
-        """Return the second that now is: when it began, in microseconds, and its column's beginning."""
+        """Return the second that now is: when it began, in microseconds, and its text."""
         second = int(created * 1e6) // 1_000_000
         self.choose()
         if not self.open or not in_range(second, self._rules.now()):
             raise ValueError  # the whole way replaces and marks it
-        known = self.second = (second * 1_000_000, f"\t{utc_second(second)}.")
+        known = self.second = (second * 1_000_000, self._moment(utc_second(second)))
         return known
+
+    def _moment(self, text: str) -> str:
+        return f"\t{text}."
 
     def look_around(self) -> None:
         """See which of the libraries that hold ids or tasks the program has imported by now."""

@@ -30,7 +30,7 @@ class Target(Protocol):
 
     @property
     def plain(self) -> bool:
-        """Whether frames are rows of `logs`, which the quick way makes."""
+        """Whether frames are rows of `logs`, which quick.py makes; quicklines.py knows a `LineTarget` by its class."""
 
     @property
     def marks(self) -> bool:

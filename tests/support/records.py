@@ -10,8 +10,10 @@ import time
 from logsluice.buffer import Buffer
 from logsluice.capture import Rules
 from logsluice.columns import LOG_COLUMNS, target_from
-from logsluice.config import PostgresSettings, settings_from
+from logsluice.config import FileSettings, PostgresSettings, settings_from
+from logsluice.formatters import SluiceJsonFormatter
 from logsluice.intake import Intake
+from logsluice.lines import LineTarget
 from logsluice.redaction import Redactor
 
 STREAM = 4711
@@ -36,6 +38,18 @@ def make_intake(*, formatter=None, now=time.time, redactor=None, **options):
     )  # fmt: skip
     buffer = Buffer(stream=STREAM, capacity_bytes=settings.capacity_bytes)
     target = target_from(settings.schema, settings.table, settings.columns)
+    return CountingIntake(queue.SimpleQueue(), buffer, target, settings, rules)
+
+
+def make_line_intake(formatter=None, **options):
+    """The entry as a `JsonFileHandler` with these options makes it, without the handler."""
+    settings = settings_from({"filename": "shop.log", **options}, FileSettings)
+    formatter = formatter or SluiceJsonFormatter(names=settings.names)
+    rules = Rules(
+        settings.limits, settings.max_message_bytes, Redactor(settings.redact), settings.service, lambda: None
+    )  # fmt: skip
+    buffer = Buffer(stream=STREAM, capacity_bytes=settings.capacity_bytes)
+    target = LineTarget("shop.log", lambda: formatter, "")
     return CountingIntake(queue.SimpleQueue(), buffer, target, settings, rules)
 
 

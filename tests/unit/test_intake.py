@@ -13,52 +13,16 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from logsluice import context
+from logsluice.capture import STANDARD
 from support.records import copy_columns, make_intake, make_record, marks_of, needs_repair, read_frame, repaired, stored
-from support.strategies import ANY_TEXT, CALLS, EXTRAS, IDS, LEVELS, PLAIN_TEXT, SCALARS, TEXT
-
-BASE = frozenset(logging.LogRecord("", 0, "", 0, "", (), None).__dict__)
+from support.strategies import ANY_TEXT
+from support.ways import BOUND, records
 
 
 @pytest.fixture(autouse=True)
 def _nothing_bound():
     yield
     context.clear()
-
-
-class IntSubclass(int):
-    def __repr__(self):
-        return "lies"
-
-
-ODD_NUMBERS = st.sampled_from([0, -1, 1, True, 20.0, 42.0, 1.5, None, "7", 2**40, float("nan"), IntSubclass(42)])
-NAMES = st.one_of(PLAIN_TEXT, TEXT, st.none(), st.sampled_from(["postgres://u:hunter2@h/db", "x" * 2000, "é" * 300]))
-
-
-@st.composite
-def records(draw):
-    """A record as programs, filters and factories make them; mostly ordinary, oddities in any place."""
-    msg, args = draw(CALLS)
-    level = draw(LEVELS)
-    record = make_record(msg, args, level=level, name=draw(st.one_of(PLAIN_TEXT, TEXT)))
-    record.__dict__.update(draw(EXTRAS))
-    odd = draw(st.dictionaries(
-        st.sampled_from(["pathname", "funcName", "threadName", "taskName", "processName", "levelname", "lineno", "levelno"]),
-        st.none(), max_size=2,
-    ))  # fmt: skip
-    for name in odd:
-        if name == "taskName" and name not in BASE:
-            continue
-        strategy = ODD_NUMBERS if name in {"lineno", "levelno"} else NAMES
-        record.__dict__[name] = draw(strategy)
-    return record
-
-
-BOUND = st.one_of(
-    st.none(),
-    st.dictionaries(
-        st.one_of(st.sampled_from([*IDS, "tenant", "password", "message", "name", "_name"]), TEXT), SCALARS, max_size=3
-    ),
-)
 
 
 # --- one truth -------------------------------------------------------------------------------------------------------
@@ -77,6 +41,7 @@ INTAKES = {
 @settings(max_examples=250, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(records(), BOUND, st.sampled_from(sorted(INTAKES)))
 @example(make_record(user_id=0), None, "usual")
+@example(make_record(taskName="Task-7"), None, "usual")
 @example(make_record(user_id=""), None, "usual")
 @example(make_record(user_id=True), None, "usual")
 @example(make_record(user_id=[1]), {"user_id": 5}, "usual")
@@ -388,7 +353,7 @@ def test_a_str_that_logs_itself_ends():
     assert all(copy_columns(frame) for frame in frames)
 
 
-@pytest.mark.parametrize("name", sorted(BASE))
+@pytest.mark.parametrize("name", sorted(STANDARD))
 def test_a_standard_attribute_that_somebody_deleted(name):
     """The record is stored with the rest of it, with cold caches and with warm ones."""
     intake = make_intake()
