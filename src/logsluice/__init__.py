@@ -48,17 +48,19 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from logsluice import context, testing
+    from logsluice import context, testing, tracing
     from logsluice.accounting import Stats
     from logsluice.children import child_init
     from logsluice.console import ConsoleHandler
     from logsluice.errors import ConfigError, LogsluiceError
     from logsluice.handlers import HttpHandler, JsonFileHandler, PostgresHandler, SinkHandler
     from logsluice.lifecycle import drain_on_sigterm
+    from logsluice.tracing import active_traces, extract, inject, span, start_span, trace
 
 __all__ = [
     "ConfigError", "ConsoleHandler", "HttpHandler", "JsonFileHandler", "LogsluiceError", "PostgresHandler",
-    "SinkHandler", "Stats", "child_init", "context", "drain_on_sigterm", "testing",
+    "SinkHandler", "Stats", "active_traces", "child_init", "context", "drain_on_sigterm", "extract", "inject", "span",
+    "start_span", "testing", "trace", "tracing",
 ]  # fmt: skip
 
 _HOMES = {
@@ -72,12 +74,13 @@ _HOMES = {
     "Stats": "logsluice.accounting",
     "child_init": "logsluice.children",
     "drain_on_sigterm": "logsluice.lifecycle",
+    **dict.fromkeys(("active_traces", "extract", "inject", "span", "start_span", "trace"), "logsluice.tracing"),
 }
 
 
 def __getattr__(name: str) -> Any:
     """Load public names when they are asked for: `import logsluice` must cost a program next to nothing."""
-    if name in {"context", "testing"}:
+    if name in {"context", "testing", "tracing"}:
         return importlib.import_module(f"logsluice.{name}")
     if name in _HOMES:
         return getattr(importlib.import_module(_HOMES[name]), name)

@@ -302,7 +302,7 @@ def _exception(record: logging.LogRecord, from_dict: Any, rules: Rules, marks: M
     kind = type(error)
     name = kind.__name__
     try:
-        name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+        name = type_name(error)
         trace = info[2] if isinstance(info, tuple) and len(info) > 2 else error.__traceback__
         text = "".join(traceback.format_exception(kind, error, trace)).rstrip("\n")
     except Exception as failure:  # a hostile __str__, __cause__ or __notes__
@@ -313,6 +313,12 @@ def _exception(record: logging.LogRecord, from_dict: Any, rules: Rules, marks: M
         "exc_message": safe_str(error),
         "exc_text": text,
     }
+
+
+def type_name(error: BaseException) -> str:
+    """Return an exception's type with its module, as `exc_type` has it."""
+    kind = type(error)
+    return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
 
 
 # --- ids of other libraries, asked only when the program has imported them -------------------------------------------
