@@ -31,6 +31,7 @@ logsluice: Python logs into PostgreSQL, files, HTTP. The map, in the order in wh
     children.py    spawned children;  testing.py, pytest_plugin.py: rows for people's own tests
     deadletters.py dead letters, sent again;  devserver/  an embedded PostgreSQL;  doctor/;  cli/
     journals.py    a journal's folder, shown and loaded by hand;  conformance.py: the rules of a sink, tried
+    tracing.py     traces and their spans, begun and ended; traceparent.py: W3C headers;  traces.py: one, read as a tree
     console.py     ConsoleHandler: lines for people at a terminal, written by the call itself;  presets.py
 
 A record is one `logging.LogRecord`; its frame is the record as immutable bytes; a segment is a memory map that frames
@@ -48,7 +49,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from logsluice import context, testing, tracing
+    from logsluice import context, testing, traces, tracing
     from logsluice.accounting import Stats
     from logsluice.children import child_init
     from logsluice.console import ConsoleHandler
@@ -60,7 +61,7 @@ if TYPE_CHECKING:
 __all__ = [
     "ConfigError", "ConsoleHandler", "HttpHandler", "JsonFileHandler", "LogsluiceError", "PostgresHandler",
     "SinkHandler", "Stats", "active_traces", "child_init", "context", "drain_on_sigterm", "extract", "inject", "span",
-    "start_span", "testing", "trace", "tracing",
+    "start_span", "testing", "trace", "traces", "tracing",
 ]  # fmt: skip
 
 _HOMES = {
@@ -80,7 +81,7 @@ _HOMES = {
 
 def __getattr__(name: str) -> Any:
     """Load public names when they are asked for: `import logsluice` must cost a program next to nothing."""
-    if name in {"context", "testing", "tracing"}:
+    if name in {"context", "testing", "traces", "tracing"}:
         return importlib.import_module(f"logsluice.{name}")
     if name in _HOMES:
         return getattr(importlib.import_module(_HOMES[name]), name)

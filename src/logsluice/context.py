@@ -31,6 +31,7 @@ AnyExecutor = TypeVar("AnyExecutor", bound="Executor")
 
 # A new mapping for each change, never mutated: a task that inherited one keeps what it saw.
 _bound: ContextVar[Values | None] = ContextVar("logsluice_bound", default=None)
+place: ContextVar[Any] = ContextVar("logsluice_place", default=None)  # tracing.py's: which span is current
 
 
 def bind(**values: Any) -> None:
@@ -137,12 +138,11 @@ def carry(executor: AnyExecutor) -> AnyExecutor:
 
 
 def _with_values(values: Values, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
-    """In another process: these values alone, whatever a call before bound there."""
-    token = _bound.set(values or None)
-    try:
-        return function(*args, **kwargs)
-    finally:
-        _bound.reset(token)
+    """In another process: these values alone, whatever was current where it was forked, or a call before bound."""
+    here = copy_context()
+    here.run(_bound.set, values or None)
+    here.run(place.set, None)
+    return here.run(function, *args, **kwargs)
 
 
 # --- decorators --------------------------------------------------------------------------------------------------

@@ -24,15 +24,18 @@ import random
 import sys
 import time
 import weakref
-from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from dataclasses import field
+from datetime import datetime, timezone
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
 from logsluice import context, traceparent
 from logsluice.capture import safe_str, type_name
 from logsluice.traceparent import SPAN_ID, TRACE_ID, SpanContext
+from logsluice.types import deliver, logtype
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, MutableMapping
+    from contextvars import ContextVar
     from types import TracebackType
 
 __all__ = [
@@ -59,6 +62,7 @@ class Span:
             self.trace_id = f"{_random.getrandbits(128) or 1:032x}"
             self.parent_id, self.flags, self.state = None, traceparent.SAMPLED, ""
         else:
+            # A caller that has no span of its own has bound a trace's id alone.
             self.trace_id, self.parent_id = parent.trace_id, parent.span_id or None
             self.flags, self.state = parent.flags, parent.state
         self._pid = pid
@@ -205,7 +209,7 @@ class _Place:
 
 
 _IDS = ("trace_id", "span_id")
-_place: ContextVar[_Place | None] = ContextVar("logsluice_span", default=None)
+_place: ContextVar[_Place | None] = context.place
 
 
 def current() -> SpanContext | Span | None:
@@ -325,15 +329,38 @@ def inject(headers: MutableMapping[str, str], span: SpanContext | Span | None = 
 # --- the row -----------------------------------------------------------------------------------------------------
 
 
-def _store(span: Span, ended: float, status: str) -> None:
-    """Hand the row to the handlers. Never raises."""
+@logtype(table="spans", indexes=["trace_id"])
+class SpanRow:
+    """One row for each span of a trace that ended."""
+
+    trace_id: str = field(metadata={"doc": "W3C trace id, 32 hexadecimal digits."})
+    span_id: str = field(metadata={"doc": "W3C span id, 16 hexadecimal digits."})
+    parent_id: str | None = field(default=None, metadata={"doc": "Its parent's span id; NULL: the trace began with it."})
+    name: str = field(metadata={"doc": "What was done."})
+    started: datetime = field(metadata={"doc": "When it began."})
+    ended: datetime = field(metadata={"doc": "When it ended, by a clock that nobody sets back."})
+    status: Literal["ok", "error"] = field(metadata={"doc": "error: an exception left it, or end() was given one."})
+
+
+# Columns that an attribute of the same name must not go to, or be lost to; user_id and its like it may fill.
+_TAKEN = frozenset(column.name for column in SpanRow.__logtype__.columns) - {
+    "correlation_id", "user_id", "organization_id",
+}  # fmt: skip
+
+
+def _store(span: Span, ended: float, status: Literal["ok", "error"]) -> None:
+    """Hand the row to the handlers. Its attributes are bound meanwhile: what has no column is stored with it."""
+    bound = context.get()
+    given = {f"{key}_" if key in _TAKEN else key: value for key, value in span.attributes.items()}
+    context.put({**(bound or {}), **given})
     try:
-        from logsluice.types import deliver  # noqa: PLC0415 - it comes later than this module
-
-        deliver(_row(span, ended, status), level=logging.INFO if status == "ok" else logging.ERROR)
+        started = datetime.fromtimestamp(span.started, timezone.utc)
+        row = SpanRow(
+            trace_id=span.trace_id, span_id=span.span_id, parent_id=span.parent_id, name=span.name, started=started,
+            ended=datetime.fromtimestamp(ended, timezone.utc), status=status,
+        )  # fmt: skip
+        deliver(row, logging.INFO if status == "ok" else logging.ERROR, created=span.started)
     except Exception:
-        pass  # a program goes on without a row
-
-
-def _row(span: Span, ended: float, status: str) -> Any:
-    raise NotImplementedError
+        pass  # a clock beyond the year 9999: a row less, and the program goes on
+    finally:
+        context.put(bound)

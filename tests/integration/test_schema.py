@@ -404,10 +404,10 @@ def test_what_came_later_is_applied_to_an_older_database_with_its_rows(empty_dsn
     with connect(empty_dsn) as conn:
         version_1(conn)
         conn.execute("INSERT INTO logsluice.dead_letter (stream, position, target, row) VALUES (1, 1, 'logs', 'x')")
-        assert schema.pending(conn) == ["0002_dead_letters"]
+        assert schema.pending(conn) == ["0002_dead_letters", "0003_traces"]
         assert schema.version(conn) == 1
-        assert schema.migrate(conn) == ["0002_dead_letters"]
-        assert (schema.pending(conn), schema.version(conn)) == ([], 2)
+        assert schema.migrate(conn) == ["0002_dead_letters", "0003_traces"]
+        assert (schema.pending(conn), schema.version(conn)) == ([], 3)
         assert conn.execute("SELECT row, tries, due, stuck FROM logsluice.dead_letter").fetchall() == [
             (b"x", 0, None, None)
         ]
@@ -437,9 +437,9 @@ def test_a_reader_of_the_table_that_a_later_file_alters_stops_no_writer(empty_ds
         with connect(empty_dsn) as reader, reader.transaction():
             reader.execute("SELECT count(*) FROM logsluice.dead_letter")
             assert schema.migrate(conn) == []
-            assert schema.pending(conn) == ["0002_dead_letters"]
+            assert schema.pending(conn) == ["0002_dead_letters", "0003_traces"]
             assert schema.missing(conn) == []
-        assert schema.migrate(conn) == ["0002_dead_letters"]
+        assert schema.migrate(conn) == ["0002_dead_letters", "0003_traces"]
 
 
 def test_what_is_lacking_on_one_table_is_named_with_its_grants(dsn):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import inspect
 import threading
 
 import pytest
@@ -142,3 +143,91 @@ def test_the_same_names_with_other_values_are_told_apart():
             row = stored(make_record(), intake)
             assert (f"u{i}", {"request": i}) == (row["user_id"], row["attributes"])
     assert intake.whole_ways == 0
+
+
+def test_every_kind_of_function_may_be_decorated():
+    """With the values of the call alone, however it ends."""
+
+    @context.bound(a=1)
+    def plain(fail=False):
+        context.bind(b=2)
+        if fail:
+            raise ValueError
+        return context.current()
+
+    @context.bound(a=1)
+    async def coroutine():
+        await asyncio.sleep(0)
+        return context.current()
+
+    @context.bound(a=1)
+    def generator():
+        yield context.current()
+
+    @context.bound(a=1)
+    async def async_generator():
+        yield context.current()
+
+    async def main():
+        async with context.bound(z=1):
+            assert context.current() == {"z": 1}
+        return await coroutine(), [one async for one in async_generator()], context.current()
+
+    assert plain() == {"a": 1, "b": 2}
+    with pytest.raises(ValueError):
+        plain(fail=True)
+    assert asyncio.run(main()) == ({"a": 1}, [{"a": 1}], None)
+    running = generator()
+    assert next(running) == {"a": 1}
+    assert context.current() is None
+    assert inspect.isgeneratorfunction(generator)
+    assert inspect.isasyncgenfunction(async_generator), "frameworks ask"
+    assert inspect.iscoroutinefunction(coroutine)
+
+
+def test_one_object_may_be_entered_again():
+    """And inside of itself."""
+    once = context.bound(a=1)
+    with once, context.bound(a=2), once:
+        assert context.current() == {"a": 1}
+    assert context.current() is None
+
+
+def test_a_block_that_is_left_in_another_context_raises_nothing():
+    """A generator that the event loop closes."""
+
+    def body():
+        with context.bound(a=1):
+            yield
+
+    running = body()
+    contextvars.copy_context().run(next, running)
+    contextvars.copy_context().run(running.close)
+    assert context.current() is None
+
+
+def test_functions_and_pools_take_along_what_is_bound():
+    """Each call what was bound where it was submitted."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    with context.carry(ThreadPoolExecutor(1)) as pool:
+        with context.bound(a=1):
+            first = pool.submit(context.current)
+            work = context.carried(context.current)
+        assert (first.result(), pool.submit(context.current).result(), work()) == ({"a": 1}, None, {"a": 1})
+
+        async def main():
+            with context.bound(b=2):
+                return await asyncio.get_running_loop().run_in_executor(pool, context.current)
+
+        assert asyncio.run(main()) == {"b": 2}
+
+
+def test_structlogs_names_are_the_same_functions():
+    """A program that changes over changes an import."""
+    context.bind_contextvars(a=1, b=2)
+    context.unbind_contextvars("b")
+    with context.bound_contextvars(c=3):
+        assert context.get_contextvars() == {"a": 1, "c": 3}
+    context.clear_contextvars()
+    assert context.get_contextvars() == {}

@@ -18,7 +18,8 @@ def test_the_public_names():
     """A name more or less is a decision, not an accident."""
     assert logsluice.__all__ == [
         "ConfigError", "ConsoleHandler", "HttpHandler", "JsonFileHandler", "LogsluiceError", "PostgresHandler",
-        "SinkHandler", "Stats", "child_init", "context", "drain_on_sigterm", "testing",
+        "SinkHandler", "Stats", "active_traces", "child_init", "context", "drain_on_sigterm", "extract", "inject",
+        "span", "start_span", "testing", "trace", "traces", "tracing",
     ]  # fmt: skip
     assert all(getattr(logsluice, name) is not None for name in logsluice.__all__)
 
@@ -116,11 +117,14 @@ def test_stats_of_a_handler_that_has_done_nothing():
 
 
 def test_the_functions_of_context():
-    """Names as in structlog's contextvars."""
-    names = ["bind", "bound", "clear", "current", "unbind"]
+    """Names as in structlog's contextvars, too."""
+    names = [
+        "around", "bind", "bind_contextvars", "bound", "bound_contextvars", "carried", "carry", "clear",
+        "clear_contextvars", "current", "get_contextvars", "unbind", "unbind_contextvars",
+    ]  # fmt: skip
     assert names == sorted(
         name for name, value in vars(logsluice.context).items()
-        if inspect.isfunction(value) and value.__module__ == "logsluice.context"
+        if inspect.isfunction(value) and value.__module__ == "logsluice.context" and name[0] != "_"
     )  # fmt: skip
 
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 # In the order in which a newcomer meets them.
-COMMANDS = ("demo", "preset", "tail", "doctor", "dead", "journal", "migrate", "types", "prune")
+COMMANDS = ("demo", "preset", "tail", "trace", "doctor", "dead", "journal", "migrate", "types", "prune")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
