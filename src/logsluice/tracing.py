@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 from logsluice import context, traceparent
 from logsluice.capture import safe_str, type_name
 from logsluice.traceparent import SPAN_ID, TRACE_ID, SpanContext
-from logsluice.types import deliver, logtype
+from logsluice.types import deliver, known, logtype
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, MutableMapping
@@ -335,7 +335,9 @@ class SpanRow:
 
     trace_id: str = field(metadata={"doc": "W3C trace id, 32 hexadecimal digits."})
     span_id: str = field(metadata={"doc": "W3C span id, 16 hexadecimal digits."})
-    parent_id: str | None = field(default=None, metadata={"doc": "Its parent's span id; NULL: the trace began with it."})
+    parent_id: str | None = field(
+        default=None, metadata={"doc": "Its parent's span id; NULL: the trace began with it."}
+    )
     name: str = field(metadata={"doc": "What was done."})
     started: datetime = field(metadata={"doc": "When it began."})
     ended: datetime = field(metadata={"doc": "When it ended, by a clock that nobody sets back."})
@@ -343,7 +345,7 @@ class SpanRow:
 
 
 # Columns that an attribute of the same name must not go to, or be lost to; user_id and its like it may fill.
-_TAKEN = frozenset(column.name for column in SpanRow.__logtype__.columns) - {
+_TAKEN = frozenset(column.name for column in known["spans"].columns) - {
     "correlation_id", "user_id", "organization_id",
 }  # fmt: skip
 
