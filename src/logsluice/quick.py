@@ -487,7 +487,8 @@ class QuickWay:
             return known[1]
         if not NOT_EXTRAS.isdisjoint(bound):
             raise ValueError  # bound, such a name is a value like others
-        names, render, _ = self.plan(tuple(key for key in bound if key not in ID_COLUMNS))
+        keys = tuple(key for key in bound if key not in ID_COLUMNS)
+        names, render, _ = self.plans.get(keys) or self.plan(keys)  # compiled once for all values of these names
         parts = [render(bound)] if names else []
         ids = [bound.get(column) for column in ID_COLUMNS]
         if any(type(value) not in SCALARS for value in ids):
