@@ -13,7 +13,8 @@ The parent of a span, the first that there is: `parent=`; OpenTelemetry's curren
 the span that is current here; ids that were bound with `logsluice.context`; none, and a new trace begins.
 
 What is current is a context variable: threads begin with none, tasks with that of their maker, `context.carry` takes
-it into pools. No lock is taken, and a span's end raises no more than a logging call does.
+it into pools. No lock is taken, and a span's end raises no more than a logging call does. Open spans are held weakly:
+one that nobody ends is forgotten with its last reference.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import logsluice
@@ -18,3 +19,20 @@ def handle_request(user: str, tenant: int) -> dict[str, Any] | None:
     clear()
     logsluice.context.clear()
     return seen
+
+
+@logsluice.span("charge", kind="card")
+@bound(shop="Paris")
+async def charge(amount: float) -> int:
+    async with logsluice.trace("checkout", parent=logsluice.extract({"traceparent": ""}), amount=amount) as t:
+        headers: dict[str, str] = {}
+        logsluice.inject(headers, t)
+        job = logsluice.start_span("job", parent=t.context)
+    ended: bool = job.end(ValueError("no"))
+    return len(logsluice.active_traces()) + ended
+
+
+async def call() -> int:
+    with context.carry(ThreadPoolExecutor(1)) as pool:
+        pool.submit(context.carried(handle_request), "ada", 7)
+    return await charge(12.5)
