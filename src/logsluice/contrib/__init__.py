@@ -6,8 +6,8 @@ says what a row of its table is. All fields are given by keyword; those without 
 
     log.info(Activity(activity_type="message_sent", session_id="s-1", token_count=812))
 
-Besides its own fields each row has when (`ts`), how serious (`level`), which logger and service, the ids of trace, span,
-request, user and organization, and `attributes`: what was bound or given as `extra` and has no column.
+Besides its own fields each row has when (`ts`), how serious (`level`), which logger and service, the ids of trace,
+span, request, user and organization, and `attributes`: what was bound or given as `extra` and has no column.
 docs/howto/typed-logs.md shows them at work.
 """
 

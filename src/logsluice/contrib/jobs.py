@@ -25,9 +25,10 @@ class JobLog:
     metadata: dict[str, Any] | None = field(default=None, metadata={"doc": "Whatever else the job tells"})
 
     def __post_init__(self) -> None:
-        if isinstance(self.job_id, str):
+        given: object = self.job_id
+        if isinstance(given, str):
             try:
-                self.job_id = UUID(self.job_id)
+                self.job_id = UUID(given)
             except ValueError:
                 pass  # stays as it is, and is told as invalid where it is logged: a log must not raise here
 
