@@ -105,6 +105,7 @@ def capture(record: logging.LogRecord, rules: Rules) -> Captured:
     for name, text in exception.items():
         fields[name] = None if text is None else tidy(text, name, rules, marks)
     rest = {key: value for key, value in bound.items() if key not in ids or (ids[key] is None and value is not None)}
+    _keep_within(rules.limits, fields, (attributes, rest), rules, marks)
     return Captured(fields, attributes, rest, marks)
 
 
@@ -128,6 +129,37 @@ def _values(instance: Any, marks: Marks) -> dict[str, Any]:
         marks.other["format_error"] = f"{type(error).__name__}: {safe_str(error)}"[:_ERROR_CHARACTERS]
         return {}
     return found
+
+
+LIMITED = {"module": ("module", "component"), "operation": ("operation",)}  # limit -> attributes that it holds for
+
+
+def _keep_within(
+    limits: Limits, fields: dict[str, str | None], given: tuple[dict[Any, Any], ...], rules: Rules, marks: Marks
+) -> None:
+    """Keep names and the message to the characters that `limits` asks for. `given`: attributes, changed in place."""
+    for most, name in ((limits.service, "service"), (limits.module, "logger"), (limits.message, "message")):
+        if most is not None:
+            fields[name] = _characters(fields[name] or "", most, name, marks)
+    for limit, names in LIMITED.items():
+        most = getattr(limits, limit)
+        for values in given if most is not None else ():
+            for name in names:
+                if type(values.get(name)) is str:  # redacted first: half a secret is not recognised
+                    values[name] = _characters(tidy(values[name], name, rules, marks), most, name, marks)
+
+
+def _characters(text: str, most: int, where: str, marks: Marks) -> str:
+    """Return the text in 1 to `most` characters, head and tail kept."""
+    if not text:
+        marks.sanitized.append(where)
+        return "-"
+    if len(text) <= most:
+        return text
+    tail = len(text) - (most - 1) // 2
+    head = most - 1 - (most - 1) // 2
+    marks.cut[where] = marks.cut.get(where, 0) + len(text[head:tail].encode())
+    return f"{text[:head]}…{text[tail:]}"
 
 
 STANDARD_NAMES: dict[float, str] = {level: logging.getLevelName(level) for level in (10, 20, 30, 40, 50)}

@@ -46,6 +46,11 @@ class Limits:
     repr_bytes: int = 8 * KIB  # of a value that JSON cannot hold
     key_bytes: int = 1 * KIB  # of one attribute's name
     name_bytes: int = 1 * KIB  # of logger, file, func, thread, task, ids: they are indexed, a btree entry ends at 8,191
+    # Characters, for readers that ask for 1 to so many; None: no such limit. Where one is set, empty becomes "-".
+    service: int | None = None  # of the column
+    module: int | None = None  # of the logger's name, and of the attributes "module" and "component"
+    operation: int | None = None  # of the attribute
+    message: int | None = None  # of the column
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -443,7 +448,8 @@ def _limits(_name: str, value: Any) -> Limits:
             raise ConfigError(
                 f"unknown limit {name!r}; " + (f"did you mean {near[0]!r}?" if near else f"known: {names}")
             )
-        _number(1, "a whole number", whole=True)(f"limits.{name}", number)
+        optional = name in {"service", "module", "operation", "message"}
+        _number(1, "a whole number", whole=True, none=optional)(f"limits.{name}", number)
     if value.get("depth", 1) > 200:  # the encoder recurses: Python ends at about 1,000 frames, the program has some too
         raise ConfigError(f"limits.depth must be at most 200, got {value['depth']!r}")
     return Limits(**value)

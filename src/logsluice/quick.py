@@ -25,6 +25,7 @@ from logsluice.capture import (
     GET_MESSAGE,
     ID_COLUMNS,
     INTEGER,
+    LIMITED,
     NOT_EXTRAS,
     OTEL_KEYS,
     OWN_KEY,
@@ -139,6 +140,7 @@ class QuickWay:
         self._redactor = rules.redactor
         self._mapped = mapped
         self._items = settings.limits.items
+        self._limited = {name for limit, names in LIMITED.items() if getattr(settings.limits, limit) for name in names}
         self._short_id = min(SHORT_ID, settings.limits.name_bytes // 4)
         # Caches: read and filled by any thread, single dict operations only.
         self.sites: dict[tuple[Any, ...], Any] = {}
@@ -163,6 +165,7 @@ class QuickWay:
             or self._rules.formatter() is not None
             or self._redactor.searches_text
             or LogRecord.getMessage is not GET_MESSAGE  # somebody replaced it
+            or not _within(self._settings.service, self._settings.limits.service)
         )
 
     def made(self, intake: Intake, entrance: Entrance | None = None) -> Callable[..., Any]:
@@ -175,6 +178,8 @@ class QuickWay:
         """
         # Cells of a closure: an attribute of `self` costs twice as much, and there are thirty of them.
         limit = min(QUICK_FRAME, self._settings.max_message_bytes)  # no text in a smaller frame must be cut
+        longest = self._settings.limits.message
+        least, longest = (0, limit) if longest is None else (1, min(limit, longest))  # characters of the message
         redacts, keep_level = self._redactor.active, self._settings.keep_level
         templates, threads, lines, digits = self.templates, self.threads, self.lines, THREE_DIGITS
         quote = self.quote
@@ -237,7 +242,7 @@ class QuickWay:
                         raise NotPlainError
                 else:
                     template = NO_TEMPLATE
-                if len(text) > limit or ("/" in text and "://" in text and redacts):
+                if not least <= len(text) <= longest or ("/" in text and "://" in text and redacts):
                     raise NotPlainError
                 if quote is not None:
                     text = quote(text)
@@ -506,6 +511,8 @@ class QuickWay:
         special = OTEL_KEYS | {"extra", OWN_KEY, "taskName"} | set(STANDARD)
         # What a Formatter of another handler left behind is no extra.
         kept = tuple(name for name in names if type(name) is not str or name in special or name not in NOT_EXTRAS)
+        if not self._limited.isdisjoint(kept):
+            raise ValueError
         for name in kept:
             if type(name) is not str or name in special or len(name) * 4 > self._settings.limits.key_bytes:
                 raise ValueError
@@ -532,6 +539,8 @@ class QuickWay:
             raise ValueError
         names = [record.name, record.pathname, record.funcName]
         if any(name is not None and not self._plain_name(name) for name in names):
+            raise ValueError
+        if not _within(record.name, self._settings.limits.module):
             raise ValueError
         texts = [record.name, record.pathname, str(record.lineno), record.funcName, self._settings.service]
         captured = [None if text is None else clean(text, "", marks) for text in texts]
@@ -602,6 +611,11 @@ class QuickWay:
         self.modules = len(sys.modules)
         self.ambient = ambient_possible()
         self.running_loop = getattr(sys.modules.get("asyncio"), "_get_running_loop", None)
+
+
+def _within(text: str | None, most: int | None) -> bool:
+    """Whether a text has 1 to `most` characters; any will do when `most` is None."""
+    return most is None or 1 <= len(text or "") <= most
 
 
 def _renderer(names: tuple[str, ...], others: list[str]) -> Render:

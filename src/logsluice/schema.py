@@ -9,6 +9,7 @@ through PgBouncer in transaction mode. Connections are given with autocommit on.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import shlex
 from dataclasses import dataclass
@@ -65,12 +66,16 @@ class Missing:
 
 def sql_files() -> list[SqlFile]:
     """Return the SQL files in order: the copy in the wheel, or the checkout's `sql/` in an editable install."""
+    return [_read(path) for path in _found("[0-9][0-9][0-9][0-9]_*.sql")]
+
+
+def _found(pattern: str) -> list[Path]:
     here = Path(__file__).resolve()
     folders = (here.parent / "sql", here.parents[2] / "sql")
     for folder in folders:
-        paths = sorted(folder.glob("[0-9][0-9][0-9][0-9]_*.sql"))
+        paths = sorted(folder.glob(pattern))
         if paths:
-            return [_read(path) for path in paths]
+            return paths
     raise LogsluiceError(f"no SQL files in {' or '.join(map(str, folders))}: install logsluice again")
 
 
@@ -123,6 +128,18 @@ def migrate(conn: psycopg.Connection[Any], schema: str = "logsluice", partition:
     return made
 
 
+def compat(schema: str = "logsluice") -> str:
+    """Return the SQL of the views with other systems' names; the typed tables that they read must be there."""
+    _check(schema, PARTITION_WIDTHS[0])
+    return _found("compat.sql")[0].read_text(encoding="ascii").replace(':"schema"', quote(schema))
+
+
+def apply(conn: psycopg.Connection[Any], text: str, schema: str = "logsluice") -> None:
+    """Run SQL that may be run again, in one transaction behind the lock of `migrate`."""
+    with _alone(conn, schema):
+        conn.execute(text, prepare=False)
+
+
 def pending(conn: psycopg.Connection[Any], schema: str = "logsluice") -> list[str]:
     """Return the names of the files that are not applied here yet."""
     applied = _applied(conn, schema)
@@ -135,12 +152,7 @@ def version(conn: psycopg.Connection[Any], schema: str = "logsluice") -> int:
 
 
 def _apply(conn: psycopg.Connection[Any], file: SqlFile, *, schema: str, partition: str) -> bool:
-    with conn.transaction():
-        conn.execute(_SETTINGS, prepare=False)
-        if file.number > _WRITERS_NEED:
-            conn.execute(f"SET LOCAL lock_timeout = '{_LATER_LOCK_TIMEOUT}'", prepare=False)
-        key = f"logsluice migrate {schema}"
-        conn.execute("SELECT pg_advisory_xact_lock(hashtextextended(%s::text, 0))", [key], prepare=False)
+    with _alone(conn, schema, _LATER_LOCK_TIMEOUT if file.number > _WRITERS_NEED else None):
         if file.number in _applied(conn, schema):  # another process was first
             return False
         exists = _one(conn, "SELECT true FROM pg_namespace WHERE nspname = %s::text", schema)
@@ -148,6 +160,18 @@ def _apply(conn: psycopg.Connection[Any], file: SqlFile, *, schema: str, partiti
         ddl = _ddl(file, schema, partition, create_schema=not exists)
         conn.execute(ddl + _record(file, schema), prepare=False)
     return True
+
+
+@contextlib.contextmanager
+def _alone(conn: psycopg.Connection[Any], schema: str, lock_timeout: str | None = None) -> Iterator[None]:
+    """Begin a transaction in which no other process changes this schema."""
+    with conn.transaction():
+        conn.execute(_SETTINGS, prepare=False)
+        if lock_timeout is not None:
+            conn.execute(f"SET LOCAL lock_timeout = '{lock_timeout}'", prepare=False)
+        key = f"logsluice migrate {schema}"
+        conn.execute("SELECT pg_advisory_xact_lock(hashtextextended(%s::text, 0))", [key], prepare=False)
+        yield
 
 
 def _ddl(file: SqlFile, schema: str, partition: str, *, create_schema: bool = True) -> str:

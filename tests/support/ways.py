@@ -43,6 +43,10 @@ def records(draw):
 BOUND = st.one_of(
     st.none(),
     st.dictionaries(
-        st.one_of(st.sampled_from([*IDS, "tenant", "password", "message", "name", "_name"]), TEXT), SCALARS, max_size=3
+        st.one_of(
+            st.sampled_from([*IDS, "tenant", "operation", "module", "password", "message", "name", "_name"]), TEXT
+        ),
+        SCALARS,
+        max_size=3,
     ),
 )

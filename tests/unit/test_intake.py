@@ -34,6 +34,7 @@ INTAKES = {
         "service": {"service": "shop"},
         "no redaction": {"redact": None},
         "small": {"max_message_bytes": 1024, "limits": {"items": 2, "key_bytes": 8, "name_bytes": 16, "depth": 1}},
+        "characters": {"limits": {"service": 3, "module": 5, "operation": 5, "message": 8}},
     }.items()
 }
 

@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 # In the order in which a newcomer meets them.
-COMMANDS = ("demo", "preset", "tail", "trace", "doctor", "dead", "journal", "migrate", "types", "prune")
+COMMANDS = (
+    "demo", "preset", "tail", "show", "trace", "doctor", "dead", "journal", "migrate", "types", "prune",
+)  # fmt: skip
 
 
 def main(argv: Sequence[str] | None = None) -> int:

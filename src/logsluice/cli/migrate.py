@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import psycopg
 
-from logsluice import partitions, schema
+from logsluice import contrib, partitions, schema
 from logsluice.cli import common
 from logsluice.columns import quote
 from logsluice.config import PARTITION_WIDTHS
@@ -38,13 +38,23 @@ def register(commands: common.Commands) -> None:
         help="with --sql: print only what is newer than the version that the database has (default: %(default)s, all)",
     )
     parser.add_argument("--grant-to", metavar="ROLE", help="with --sql: also print the GRANTs that a writer needs")
+    parser.add_argument(
+        "--compat",
+        action="store_true",
+        help="also make the views with the names of systems that logsluice replaces (log_entry, activity_logs, "
+        "api_logs, message_logs, system_logs, admin_activity_logs, job_logs) and the typed tables that they read",
+    )
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Apply what is missing and say what was done."""
     if args.sql:
-        sys.stdout.write(schema.render(args.schema, args.partition, args.grant_to, after=args.after))
+        newest = schema.sql_files()[-1].number
+        if not (args.compat and args.after == newest):  # nothing but the views is asked for
+            sys.stdout.write(schema.render(args.schema, args.partition, args.grant_to, after=args.after))
+        if args.compat:
+            sys.stdout.write(f"BEGIN;\n{_compat(args)}COMMIT;\n")
         return 0
     if args.after:
         raise ConfigError("--after goes with --sql: without it the database is asked for its version")
@@ -63,6 +73,10 @@ def run(args: argparse.Namespace) -> int:
             raise LogsluiceError(f"{where}: {common.reason(error)}") from None
         if applied or not left:
             print(f"{where}: applied {', '.join(applied)}" if applied else f"{where}: nothing to apply")
+        if args.compat:
+            with common.said(f"{where}: the tables are there, but not the views of --compat"):
+                schema.apply(conn, _compat(args), args.schema)
+            print("made the views of --compat, and the typed tables that they read")
         # Apart from the above: the tables are there, whatever becomes of the first partitions.
         with common.said("the tables are there, but not the partitions that rows of today need"):
             made = partitions.ensure(conn, args.schema, args.partition, datetime.now(timezone.utc))
@@ -74,6 +88,13 @@ def run(args: argparse.Namespace) -> int:
                 "transaction); run the same again later. Handlers do not need it, and go on writing"
             )
     return 0
+
+
+def _compat(args: argparse.Namespace) -> str:
+    """Return the SQL of the views, before them that of the tables that they read: no handler may have made these."""
+    kinds = [getattr(contrib, name) for name in contrib.__all__ if hasattr(getattr(contrib, name), "__logtype__")]
+    tables = [kind.__logtype__.ddl(args.schema, args.partition, args.grant_to) for kind in kinds]
+    return "\n".join([*tables, schema.compat(args.schema)])
 
 
 def _sql(conn: psycopg.Connection[Any], name: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import InitVar, dataclass, field
+from dataclasses import InitVar, field
 from typing import Literal
 
 from logsluice.types import logtype
@@ -18,7 +18,6 @@ ACTIVITY_TYPES = (
     table="activity",
     indexes=["session_id", ("user_id", "session_id", "ts desc"), "activity_type", "activity_status"],
 )
-@dataclass(kw_only=True)
 class Activity:
     """
     One thing that a user's session did. `error=exc` fills `error_message`, `error_type` and the status.
@@ -27,30 +26,30 @@ class Activity:
     """
 
     activity_type: str = field(
-        metadata={"doc": "What was done: message_sent, retrieval_executed, ... (ACTIVITY_TYPES)"}
+        metadata={"doc": "What was done: message_sent, retrieval_executed, ... (ACTIVITY_TYPES)."}
     )
     activity_status: Literal["success", "error", "warning"] = field(
-        default="success", metadata={"doc": "How it ended: success, error or warning"}
+        default="success", metadata={"doc": "How it ended: success, error or warning."}
     )
-    session_id: str | None = field(default=None, metadata={"doc": "Id of the session"})
-    user_id: str | None = field(default=None, metadata={"doc": "Id of the user it was done for"})
-    document_id: str | None = field(default=None, metadata={"doc": "Id of the document it was about"})
-    message_content: str | None = field(default=None, metadata={"doc": "What the user wrote"})
-    response_content: str | None = field(default=None, metadata={"doc": "What was answered"})
-    token_count: int | None = field(default=None, metadata={"doc": "Tokens of the request and the answer"})
-    retrieval_skipped: bool | None = field(default=None, metadata={"doc": "Whether it was answered without retrieval"})
+    session_id: str | None = field(default=None, metadata={"doc": "Id of the session."})
+    user_id: str | None = field(default=None, metadata={"doc": "Id of the user it was done for."})
+    document_id: str | None = field(default=None, metadata={"doc": "Id of the document it was about."})
+    message_content: str | None = field(default=None, metadata={"doc": "What the user wrote."})
+    response_content: str | None = field(default=None, metadata={"doc": "What was answered."})
+    token_count: int | None = field(default=None, metadata={"doc": "Tokens of the request and the answer."})
+    retrieval_skipped: bool | None = field(default=None, metadata={"doc": "Whether it was answered without retrieval."})
     similarity_score: float | None = field(
-        default=None, metadata={"doc": "Similarity of the best document found, as the search gives it, mostly 0 to 1"}
+        default=None, metadata={"doc": "Similarity of the best document found, as the search gives it, mostly 0 to 1."}
     )
-    processing_time_ms: float | None = field(default=None, metadata={"doc": "All of it, milliseconds"})
+    processing_time_ms: float | None = field(default=None, metadata={"doc": "All of it, milliseconds."})
     llm_call_duration_ms: float | None = field(
-        default=None, metadata={"doc": "The language model's call, milliseconds"}
+        default=None, metadata={"doc": "The language model's call, milliseconds."}
     )
-    retrieval_duration_ms: float | None = field(default=None, metadata={"doc": "The retrieval, milliseconds"})
-    error_message: str | None = field(default=None, metadata={"doc": "Text of the exception"})
-    error_type: str | None = field(default=None, metadata={"doc": "Type of the exception, with its module"})
-    user_agent: str | None = field(default=None, metadata={"doc": "The client's User-Agent"})
-    ip_address: str | None = field(default=None, metadata={"doc": "The client's address, as the program saw it"})
+    retrieval_duration_ms: float | None = field(default=None, metadata={"doc": "The retrieval, milliseconds."})
+    error_message: str | None = field(default=None, metadata={"doc": "Text of the exception."})
+    error_type: str | None = field(default=None, metadata={"doc": "Type of the exception, with its module."})
+    user_agent: str | None = field(default=None, metadata={"doc": "The client's User-Agent."})
+    ip_address: str | None = field(default=None, metadata={"doc": "The client's address, as the program saw it."})
     error: InitVar[BaseException | None] = None  # no column: it fills three
 
     def __post_init__(self, error: BaseException | None) -> None:

@@ -2,34 +2,33 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from logsluice.types import logtype
 
 
 @logtype(table="api_request")
-@dataclass(kw_only=True)
 class ApiRequest:
     """One request that was answered, or was not: without a `status` the client got no answer."""
 
     method: str = field(metadata={"doc": "GET, POST, ..."})
-    path: str = field(metadata={"doc": "The path that was asked for, without the query"})
-    route: str | None = field(default=None, metadata={"doc": "The route's template, /orders/{id}: groups requests"})
-    status: int | None = field(default=None, metadata={"doc": "Status of the answer; NULL: none was sent"})
+    path: str = field(metadata={"doc": "The path that was asked for, without the query."})
+    route: str | None = field(default=None, metadata={"doc": "The route's template, /orders/{id}: groups requests."})
+    status: int | None = field(default=None, metadata={"doc": "Status of the answer; NULL: none was sent."})
     duration_ms: float | None = field(
-        default=None, metadata={"doc": "From the request's start to the last byte of the answer, milliseconds"}
+        default=None, metadata={"doc": "From the request's start to the last byte of the answer, milliseconds."}
     )
     client_ip: str | None = field(
-        default=None, metadata={"doc": "The client's address; a proxy's word if it is trusted"}
+        default=None, metadata={"doc": "The client's address; a proxy's word if it is trusted."}
     )
-    request_bytes: int | None = field(default=None, metadata={"doc": "Size of the request's body, bytes"})
+    request_bytes: int | None = field(default=None, metadata={"doc": "Size of the request's body, bytes."})
     response_bytes: int | None = field(
-        default=None, metadata={"doc": "Size of the answer's body as it was sent, bytes"}
+        default=None, metadata={"doc": "Size of the answer's body as it was sent, bytes."}
     )
-    user_agent: str | None = field(default=None, metadata={"doc": "The client's User-Agent"})
+    user_agent: str | None = field(default=None, metadata={"doc": "The client's User-Agent."})
     request_body: str | None = field(
-        default=None, metadata={"doc": "The request's body, cut and masked; NULL: not kept"}
+        default=None, metadata={"doc": "The request's body, cut and masked; NULL: not kept."}
     )
     error: str | None = field(
-        default=None, metadata={"doc": "Type and text of the exception, or how it was broken off"}
+        default=None, metadata={"doc": "Type and text of the exception, or how it was broken off."}
     )
