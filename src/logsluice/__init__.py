@@ -32,6 +32,7 @@ logsluice: Python logs into PostgreSQL, files, HTTP. The map, in the order in wh
     deadletters.py dead letters, sent again;  devserver/  an embedded PostgreSQL;  doctor/;  cli/
     journals.py    a journal's folder, shown and loaded by hand;  conformance.py: the rules of a sink, tried
     tracing.py     traces and their spans, begun and ended; traceparent.py: W3C headers;  traces.py: one, read as a tree
+    contrib/       types of logs that many programs keep, each a table when it is first used
     console.py     ConsoleHandler: lines for people at a terminal, written by the call itself;  presets.py
 
 A record is one `logging.LogRecord`; its frame is the record as immutable bytes; a segment is a memory map that frames
