@@ -237,6 +237,23 @@ def test_what_is_printed_makes_the_same(dsn, empty_dsn, capsys):
     assert "made the views of --compat" in capsys.readouterr().out
 
 
+def test_a_role_that_may_not_is_told_what_the_owner_runs(dsn, capsys):
+    with connect(dsn) as conn:
+        name = f"nobody_{conn.info.dbname}"
+        conn.execute(f"CREATE ROLE {name}; GRANT USAGE ON SCHEMA logsluice TO {name}")
+        conn.execute(f"GRANT SELECT ON logsluice.version TO {name}")
+        try:
+            denied = psycopg.conninfo.make_conninfo(dsn, options=f"-c role={name}")
+            assert main(["migrate", "--dsn", denied, "--compat"]) == 1
+        finally:
+            conn.execute(f"DROP OWNED BY {name}; DROP ROLE {name}")
+        said = capsys.readouterr().err
+        newest = schema.sql_files()[-1].number
+        assert f"run the output of `logsluice migrate --sql --after {newest} --compat`" in said
+        # All or nothing: the tables without the views would be a riddle.
+        assert not {*VIEWS, *TABLES} & relations(conn).keys()
+
+
 def test_another_schema_and_no_compat_without_asking(empty_dsn, dsn):
     assert main(["migrate", "--dsn", empty_dsn, "--schema", "Other", "--compat"]) == 0
     with connect(empty_dsn) as conn:

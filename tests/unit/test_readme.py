@@ -40,6 +40,9 @@ def test_limits_in_the_table_are_those_of_the_code():
     limits = Settings().limits
     row = next(line for line in README.splitlines() if line.startswith("| `limits`"))
     for name, number in dataclasses.asdict(limits).items():
+        if number is None:
+            assert name in row
+            continue
         text = f"{number // KIB} KiB" if number % KIB == 0 else f"{number:,}"
         assert f"{name} {text}" in row
 

@@ -65,17 +65,17 @@ def run(args: argparse.Namespace) -> int:
         try:
             applied = schema.migrate(conn, args.schema, args.partition)
             left = schema.pending(conn, args.schema)
+            if args.compat:
+                schema.apply(conn, _compat(args), args.schema)
         except psycopg.errors.InsufficientPrivilege as error:
             raise LogsluiceError(
-                f"{where}: {common.reason(error)}; have its owner run the output of `{_sql(conn, args.schema)}`"
+                f"{where}: {common.reason(error)}; have its owner run the output of `{_sql(conn, args)}`"
             ) from None
         except psycopg.Error as error:
             raise LogsluiceError(f"{where}: {common.reason(error)}") from None
         if applied or not left:
             print(f"{where}: applied {', '.join(applied)}" if applied else f"{where}: nothing to apply")
         if args.compat:
-            with common.said(f"{where}: the tables are there, but not the views of --compat"):
-                schema.apply(conn, _compat(args), args.schema)
             print("made the views of --compat, and the typed tables that they read")
         # Apart from the above: the tables are there, whatever becomes of the first partitions.
         with common.said("the tables are there, but not the partitions that rows of today need"):
@@ -97,12 +97,13 @@ def _compat(args: argparse.Namespace) -> str:
     return "\n".join([*tables, schema.compat(args.schema)])
 
 
-def _sql(conn: psycopg.Connection[Any], name: str) -> str:
+def _sql(conn: psycopg.Connection[Any], args: argparse.Namespace) -> str:
     """Return the command that prints what is missing here: DDL of what is there already would fail."""
     try:
-        version = schema.version(conn, name)
+        version = schema.version(conn, args.schema)
     except psycopg.Error:
         version = 0  # may not be read: the owner sees it
     command = ["logsluice", "migrate", "--sql"]
     command += ["--after", str(version)] if version else []
-    return shlex.join(command + ([] if name == "logsluice" else ["--schema", name]))
+    command += ["--compat"] if args.compat else []
+    return shlex.join(command + ([] if args.schema == "logsluice" else ["--schema", args.schema]))
