@@ -287,10 +287,7 @@ def missing_typed(
 
 def make_typed(conn: psycopg.Connection[Any], target: Table, lacks: MissingTyped) -> bool:
     """Make a typed log's table; whether this call did, and not another process meanwhile."""
-    with conn.transaction():
-        conn.execute(_SETTINGS, prepare=False)
-        key = f"logsluice migrate {target.schema}"
-        conn.execute("SELECT pg_advisory_xact_lock(hashtextextended(%s::text, 0))", [key], prepare=False)
+    with _alone(conn, target.schema):
         if _relation(conn, target.schema, target.table) is not None:
             return False
         conn.execute(lacks.makes, prepare=False)
