@@ -17,6 +17,7 @@ import sys
 import time
 import traceback
 from dataclasses import dataclass
+from json.encoder import encode_basestring
 from typing import TYPE_CHECKING, Any
 
 from logsluice import context
@@ -264,6 +265,13 @@ def _integer(value: Any, least: int, most: int, where: str, marks: Marks) -> str
 
 
 def _name(value: Any, where: str, rules: Rules, marks: Marks) -> str:
+    if where in ID_COLUMNS and rules.redactor.active and rules.redactor.is_secret(where):
+        marks.redacted.append(where)
+        return rules.redactor.instead(where, value, lambda: encode_basestring(_named(value, where, rules, marks)))
+    return _named(value, where, rules, marks)
+
+
+def _named(value: Any, where: str, rules: Rules, marks: Marks) -> str:
     return tidy(safe_str(value), where, rules, marks, rules.limits.name_bytes)
 
 

@@ -13,10 +13,11 @@ import os
 import re
 import socket
 from dataclasses import dataclass
+from json.encoder import encode_basestring
 from typing import TYPE_CHECKING, Any
 
 from logsluice import decoding
-from logsluice.capture import Captured, Rules, attributes_json, safe_str, tidy
+from logsluice.capture import ID_COLUMNS, Captured, Rules, attributes_json, safe_str, tidy
 from logsluice.encoding import JsonWriter, copy_row
 from logsluice.errors import ConfigError
 
@@ -234,19 +235,28 @@ class Mapper:
         value = lookup(captured.context if source.kind == "context" else captured.attributes, source.path)
         if value is None and source.kind == "typed":
             value = captured.context.get(source.path[0])
+        where, secret = ".".join(source.path), self._secret(source.path)
         if value is None and source.kind != "extra" and len(source.path) == 1:
             value = captured.fields.get(source.path[0])  # a bound user_id has become the field of that name
-        where = ".".join(source.path)
+            secret = None if source.path[0] in ID_COLUMNS else secret  # which is treated already
         if value is None:
             value = source.default
-        elif self._rules.redactor.active and any(map(self._rules.redactor.is_secret, source.path)):
+        elif secret is not None:
             captured.marks.redacted.append(where)
-            return '"[redacted]"' if source.json else "[redacted]"
+            text = self._rules.redactor.instead(secret, value, lambda: self._json(value, where, captured))
+            return encode_basestring(text) if source.json else text
         elif source.json:
-            return JsonWriter(
-                self._rules.limits, self._rules.max_message_bytes, self._rules.redactor, captured.marks
-            ).value(value, where)
+            return self._json(value, where, captured)
         return column_text(value, where, self._rules, captured)
+
+    def _secret(self, path: tuple[str, ...]) -> str | None:
+        """Return the first key of a path whose value must not be stored as it is."""
+        redactor = self._rules.redactor
+        return next((step for step in path if redactor.is_secret(step)), None) if redactor.active else None
+
+    def _json(self, value: Any, where: str, captured: Captured) -> str:
+        rules = self._rules
+        return JsonWriter(rules.limits, rules.max_message_bytes, rules.redactor, captured.marks).value(value, where)
 
     def _field(self, name: str, captured: Captured, record: logging.LogRecord) -> str | None:
         if name == "levelname":

@@ -101,7 +101,9 @@ class Settings:
     # One record.
     max_message_bytes: int = 1 * MIB  # of any one text; head and tail are kept
     max_frame_bytes: int = 4 * MIB  # of the whole encoded record
-    redact: Any = "keys"  # None, "keys", "patterns", a list of keys, {"keys": [...], "patterns": [...]}
+    redact: Any = (
+        "keys"  # None, "keys", "patterns", a list of keys, or keys, patterns, pseudonyms, encrypt in a mapping
+    )
     limits: Limits = dataclasses.field(default_factory=Limits)
 
     def check(self, given: frozenset[str]) -> None:

@@ -34,6 +34,7 @@ _MARKS_LISTED = 20  # names in one mark: enough to find the culprit, never a sec
 _PATH = 200  # characters of a name in a mark: the end says more than the beginning
 _CUT_NOTE = 40  # bytes for the words that stand where a text was cut
 _CONTAINERS = (dict, list, tuple, set, frozenset)
+_SHORT_INT = 12  # digits: a payment card has more
 _INT_BITS = 110_000  # of an int: about 33,000 digits. jsonb's numbers end at 131,072, Python's own limit can be lifted
 
 
@@ -185,13 +186,17 @@ class JsonWriter:
             plain = key.decode("latin-1") if type(key) is bytes else name  # the headers of ASGI have bytes for keys
             if self._redactor.active and self._redactor.is_secret(plain):
                 self._marks.redacted.append(path)
-                text = '"[redacted]"'
+                text = self._instead(plain, value, path, depth + 1)
             else:
                 text = self.value(value, path, depth + 1)
             part = f"{encode_basestring(name)}: {text}"
             self.bytes_left -= len(part)
             parts.append(part)
         return "{" + ", ".join(parts) + "}"
+
+    def _instead(self, key: str, value: Any, where: str, depth: int) -> str:
+        """Return the JSON of what stands for a value under a secret key: whole, for the half of it is worth nothing."""
+        return encode_basestring(self._redactor.instead(key, value, lambda: self.value(value, where, depth)))
 
     def _value(self, value: Any, where: str, depth: int) -> str:
         kind = type(value)
@@ -263,9 +268,14 @@ class JsonWriter:
     def _int(self, value: int, where: str) -> str:
         if value.bit_length() <= _INT_BITS:
             try:
-                return int.__repr__(value)
+                digits = int.__repr__(value)
             except ValueError:  # over Python's limit on digits
                 pass
+            else:
+                if len(digits) > _SHORT_INT and self._redactor.searches_text:
+                    text = _redacted(digits, where, self._marks, self._redactor)
+                    return digits if text is digits else encode_basestring(text)
+                return digits
         self._marks.sanitized.append(where)
         return f'"<int of {value.bit_length()} bits>"'
 

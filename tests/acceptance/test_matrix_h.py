@@ -22,6 +22,7 @@ from logsluice import PostgresHandler, context, redaction
 from logsluice.columns import quote as quoted
 from logsluice.devserver import free_port
 from logsluice.errors import ConfigError
+from logsluice.patterns import Detector
 from logsluice.redaction import SECRET_KEYS
 from support import matrix
 from support.canary import PASSWORD, ROW, WORDS, keeper, leaks, made, observe, pairs, uri
@@ -354,14 +355,13 @@ def test_h_06_secrets_by_their_keys(dsn, mode, options, capfd, monkeypatch, reda
     with Shop(dsn, redact=option, **options) as shop:
         if redactor == "raises":
 
-            class Raises:
-                def sub(self, _text, _replacement):
-                    raise RuntimeError("the pattern")
+            def raises(_text):
+                raise RuntimeError("the pattern")
 
             def normal(_key):
                 raise RuntimeError("the key")
 
-            shop.handler._redactor._pattern = Raises()
+            shop.handler._redactor._detectors = (Detector("raises", (), raises),)
             monkeypatch.setattr(redaction, "_normal", normal)
         reject(shop, "attributes->'own' >= '250'")  # some go to dead_letter
         with stopped(shop):
