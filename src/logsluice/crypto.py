@@ -1,8 +1,8 @@
 r"""
 Values encrypted for whoever holds a key, and back. `cryptography` is an extra, `[crypto]`, imported where it is used.
 
-A value is a text `encrypted:KIND:KEY_ID:BASE64URL`, where KEY_ID is the first 8 bytes of a SHA-256 that tells keys apart
-and says nothing of them:
+A value is a text `encrypted:KIND:KEY_ID:BASE64URL`, where KEY_ID is the first 8 bytes of a SHA-256 that tells keys
+apart and says nothing of them:
 
 - `x25519`: the program holds a public key alone and cannot read what it wrote. Hybrid: a fresh X25519 key agrees with
   the public one on an AES-256-GCM key (HKDF-SHA-256), which serves many values, so that a logging call pays for AES and

@@ -2,10 +2,10 @@ r"""
 What secrets and personal data look like in a text: the patterns that `redact` knows by name. Pure.
 
 Written from published formats, and held against the test data of published detectors (tests/support/secrets.py):
-`bearer` RFC 9110, 6750 and 7617; `jwt` RFC 7519 and 7516; `email` RFC 5322's dot-atom; `card` ISO/IEC 7812 with the Luhn
-check; `iban` ISO 13616 with its mod-97 check and the lengths of SWIFT's registry; `private_key` RFC 7468, OpenSSH, PGP,
-PuTTY; `url` RFC 3986; `aws`, `github`, `slack`, `stripe`, `google` their makers' formats, as gitleaks (MIT), detect-secrets
-(Apache-2.0) and Nosey Parker (Apache-2.0) know them.
+`bearer` RFC 9110, 6750 and 7617; `jwt` RFC 7519 and 7516; `email` RFC 5322's dot-atom; `card` ISO/IEC 7812 with the
+Luhn check; `iban` ISO 13616 with its mod-97 check and the lengths of SWIFT's registry; `private_key` RFC 7468, OpenSSH,
+PGP, PuTTY; `url` RFC 3986; `aws`, `github`, `slack`, `stripe`, `google` their makers' formats, as gitleaks (MIT),
+detect-secrets (Apache-2.0) and Nosey Parker (Apache-2.0) know them.
 
 A hostile text must not cost more than its length. So no pattern starts twice in one run of its own characters and then
 fails at the run's end: it starts at the run's beginning, or wants nothing after the run, or is short. And none
@@ -15,8 +15,10 @@ is tried unless a word that it cannot do without (`hints`) is in the text: most 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 REDACTED = "[redacted]"
 
@@ -87,8 +89,7 @@ def _jwt_span(found: re.Match[str]) -> tuple[int, int] | None:
 
 _PRIVATE_KEY = (
     # Without its END it was cut: all that follows may be key.
-    r"-{4,5} ?BEGIN [A-Z0-9 ]{0,40}PRIVATE KEY(?: BLOCK)? ?-{4,5}(?:[^-]+|-(?!---))*"
-    r"(?:-{4,5} ?END [A-Z0-9 ]{0,40}-{4,5})?",
+    r"-{4,5} ?BEGIN [A-Z0-9 ]{0,40}PRIVATE KEY[A-Z ]{0,7}-{4,5}(?:[^-]+|-(?!---))*(?:-{4,5} ?END [A-Z0-9 ]{0,40}-{4,5})?",
     r"(?s:PuTTY-User-Key-File-[0-9].*?(?:Private-MAC: {0,8}[0-9a-f]+|\Z))",
 )
 
@@ -105,7 +106,7 @@ _AWS_HINTS = ("AKIA", "ASIA", "ABIA", "ACCA", "A3T", "ccess", "CCESS", "aws", "A
 URL_PASSWORD = re.compile(
     r"""(://[^\s/:@"'<>]*:)(?!\d+(?:[/?#\s]|$))(?:[^\s"'<>:]|:(?!//)){1,4096}@""",
 )
-_SECRET_PARAMETER = (
+_PARAMETER = (
     r"(?i:([?&;#](?:(?:access|refresh|id|auth|api|bearer|csrf|session|oauth|reset|x-amz-security)?[_-]?token|"
     r"(?:client[_-]?)?secret|(?:user)?pass(?:word|wd)?|pwd|api[_-]?key|sig|(?:x-(?:amz|goog)-)?signature|"
     r"x-(?:amz|goog)-credential)=))[^&\s\"'<>#;]+"
@@ -113,8 +114,8 @@ _SECRET_PARAMETER = (
 
 # --- numbers with a check ---------------------------------------------------------------------------------------------
 
-# Lengths of the issuers (ISO/IEC 7812): Visa; Mastercard; American Express; Diners; JCB; Discover, UnionPay, Maestro, Mir.
-# None of 13 digits: Visa's are gone, article numbers (EAN) have as many.
+# Lengths of the issuers (ISO/IEC 7812): Visa; Mastercard; American Express; Diners; JCB; Discover, UnionPay, Maestro;
+# Mir. None of 13 digits: Visa's are gone, article numbers (EAN) have as many.
 _ISSUED = re.compile(
     r"4(?:\d{15}|\d{18})|5[1-5]\d{14}|2(?:22[1-9]|2[3-9]\d|[3-6]\d\d|7[01]\d|720)\d{12}|3[47]\d{13}|"
     r"3(?:0[0-5]|[689]\d)\d{11,16}|35(?:2[89]|[3-8]\d)\d{12,15}|(?:50|5[6-9]|6\d)\d{12,17}|220[0-4]\d{12,15}"
@@ -145,15 +146,14 @@ def _card_span(found: re.Match[str]) -> tuple[int, int] | None:
 
 
 # Characters of an IBAN in each country: SWIFT's IBAN registry.
-_IBAN_LENGTHS = {
-    code[:2]: int(code[2:])
-    for code in (
-        "AD24 AE23 AL28 AT20 AZ28 BA20 BE16 BG22 BH22 BI27 BR29 BY28 CH21 CR22 CY28 CZ24 DE22 DJ27 DK18 DO28 EE20 EG29 ES24 "
-        "FI18 FK18 FO18 FR27 GB22 GE22 GI23 GL18 GR27 GT28 HN28 HR21 HU28 IE22 IL23 IQ23 IS26 IT27 JO30 KW30 KZ20 LB28 LC32 "
-        "LI21 LT20 LU20 LV21 LY25 MC27 MD24 ME22 MK19 MN20 MR27 MT31 MU30 NI28 NL18 NO15 OM23 PK24 PL28 PS29 PT25 QA29 RO24 "
-        "RS22 RU33 SA24 SC31 SD18 SE24 SI19 SK24 SM27 SO23 ST25 SV28 TL23 TN24 TR26 UA29 VA22 VG24 XK20 YE30"
-    ).split()
-}
+_IBAN_COUNTRIES = (
+    "AD24 AE23 AL28 AT20 AZ28 BA20 BE16 BG22 BH22 BI27 BR29 BY28 CH21 CR22 CY28 CZ24 DE22 DJ27 DK18 DO28 EE20 EG29 "
+    "ES24 FI18 FK18 FO18 FR27 GB22 GE22 GI23 GL18 GR27 GT28 HN28 HR21 HU28 IE22 IL23 IQ23 IS26 IT27 JO30 KW30 KZ20 "
+    "LB28 LC32 LI21 LT20 LU20 LV21 LY25 MC27 MD24 ME22 MK19 MN20 MR27 MT31 MU30 NI28 NL18 NO15 OM23 PK24 PL28 PS29 "
+    "PT25 QA29 RO24 RS22 RU33 SA24 SC31 SD18 SE24 SI19 SK24 SM27 SO23 ST25 SV28 TL23 TN24 TR26 UA29 VA22 VG24 XK20 "
+    "YE30 "
+)
+_IBAN_LENGTHS = {code[:2]: int(code[2:]) for code in _IBAN_COUNTRIES.split()}
 _IBAN = _token("[A-Z][A-Z][0-9][0-9]", "(?:[ -]?[0-9A-Z]){11,30}")
 
 
@@ -182,7 +182,7 @@ DETECTORS = (
     _simple("private_key", ("PRIVATE KEY", "PuTTY-User"), *_PRIVATE_KEY),
     _simple("bearer", _BEARER_HINTS, _BEARER),
     _checked("jwt", ("eyJ",), r"(?<![\w-])([\w-]{8,})\.[\w-]{5,}={0,2}(?:\.[\w-]*={0,2}){0,3}", _jwt_span),
-    _simple("url", ("=", "://"), _SECRET_PARAMETER, r"(://)[^\s/:@\"'<>]{20,}(?=@)", by=rf"\1\2{REDACTED}"),
+    _simple("url", ("=", "://"), _PARAMETER, r"(://)[^\s/:@\"'<>]{20,}(?=@)", by=rf"\1\2{REDACTED}"),
     _simple(
         "aws", _AWS_HINTS, _token("(?:AKIA|ASIA|ABIA|ACCA|A3T[A-Z0-9])", r"[A-Z0-9]{16}(?![A-Za-z0-9])"), _AWS_NAMED
     ),

@@ -28,7 +28,7 @@ SECRET_KEYS = frozenset({
     "secret_key", "private_key", "client_secret", "authorization", "proxy_authorization", "cookie", "set_cookie",
     "x_auth_token", "aws_secret_access_key", "credit_card", "card_number", "cvv", "cvc", "ssn",
 })  # fmt: skip
-# Values that are columns besides: where one of these is named, the quick way, which knows no keys of columns, is closed.
+# Values that are columns besides: with one of these named, the quick way is closed, which knows no keys of columns.
 COLUMN_KEYS = frozenset({"trace_id", "span_id", "correlation_id", "user_id", "organization_id"})
 
 PSEUDONYM = "pseudonym:"

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from logsluice import context
 from logsluice.errors import ConfigError
-from logsluice.patterns import BY_NAME, Detector
+from logsluice.patterns import Detector
 from logsluice.redaction import SECRET_KEYS, Redactor
 from support.records import make_intake, make_record, marks_of, read_frame, stored
 

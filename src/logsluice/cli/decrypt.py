@@ -10,14 +10,11 @@ cannot be opened stays as it is, is counted on stderr, and makes the exit status
 
 from __future__ import annotations
 
-import argparse
 import json
-import re
 import sys
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-import psycopg
 from psycopg import sql
 
 from logsluice.cli import common
@@ -25,6 +22,8 @@ from logsluice.crypto import SEALED, Keys
 from logsluice.errors import LogsluiceError
 
 if TYPE_CHECKING:
+    import argparse
+    import re
     from collections.abc import Iterator
 
 _ROWS = 1000  # of a column, fetched at a time: a table may be larger than memory
@@ -68,11 +67,15 @@ def _stdin() -> Iterator[str]:
 def _column(args: argparse.Namespace) -> Iterator[str]:
     name, column = sql.Identifier(*args.table.split(".")), sql.Identifier(args.column)
     query = sql.SQL("SELECT to_json({0})::text FROM {1} WHERE {0}::text LIKE '%encrypted:%'").format(column, name)
-    with common.connect(args) as conn, common.said(f"cannot read {args.column} of {args.table}"):
-        with conn.transaction(), conn.cursor(name="decrypt") as cursor:
-            cursor.itersize = _ROWS
-            for row in cursor.execute(query):
-                yield row[0]
+    with (
+        common.connect(args) as conn,
+        common.said(f"cannot read {args.column} of {args.table}"),
+        conn.transaction(),
+        conn.cursor(name="decrypt") as cursor,
+    ):
+        cursor.itersize = _ROWS
+        for row in cursor.execute(query):
+            yield row[0]
 
 
 class Reader:
