@@ -34,11 +34,29 @@ HERE = Path(__file__).parent
 ROOM = 1.03  # a ratio that grows by more is another string made, another call; runs differ by 0.3 %
 WARM_UP = 1500  # calls, so that caches are filled and the code is specialised: Python 3.10 begins after 1,024
 LIMIT = 600  # seconds
+# Of keys for these counts alone. "request" is encrypted: three letters.
+PUBLIC_KEY = (
+    "-----BEGIN PUBLIC KEY-----\nMCowBQYDK2VuAyEAzW1RHEnimlj+g9wA6F17vymdm3jl7pUIMWPU3hySBDE=\n-----END PUBLIC KEY-----"
+)
+KEYS = {"BENCH_SALT": "of-the-benchmarks", "BENCH_KEY": "bG9nc2x1aWNlLWJlbmNobWFyay1mZXJuZXQta2V5ISE="}
 NULL, QUEUE, OURS = "NullHandler", "QueueHandler", "logsluice"
 # Lines of JSON: the standard library's handler with python-json-logger's formatter, which writes in the call, and ours.
 FILE, LINES = "FileHandler, JSON", "logsluice, JSON"
 BESIDE = {OURS: QUEUE, LINES: FILE}  # what each of ours is compared with
 NAMES = (NULL, QUEUE, OURS, FILE, LINES)
+# What redaction costs besides: the calls of a kind, with options of ours.
+PRIVACY = {
+    "an id's key, plain": ("plain", {"redact": {"keys": ["user_id"]}}),  # nothing to redact: the whole way alone
+    "patterns, plain": ("plain", {"redact": "patterns"}),
+    "patterns, two extras": ("two extras", {"redact": "patterns"}),
+    "a secret key, two extras": ("two extras", {"redact": {"keys": ["request"]}}),
+    "a pseudonym, two extras": (
+        "two extras",
+        {"redact": {"pseudonyms": {"keys": ["request"], "salt_env": "BENCH_SALT"}}},
+    ),
+    "encrypted, two extras": ("two extras", {"redact": {"encrypt": {"keys": ["request"], "public_key": PUBLIC_KEY}}}),
+    "Fernet, two extras": ("two extras", {"redact": {"encrypt": {"keys": ["request"], "fernet_env": "BENCH_KEY"}}}),
+}
 MINOR = f"{sys.version_info[0]}.{sys.version_info[1]}"
 DIGITS = frozenset("0123456789+-*")  # what a line of costs begins with: a line of source, or its distance
 TOP = 40  # C functions named of a case: the others have less than 0.3 % of its instructions each
@@ -51,9 +69,9 @@ def count_here(records):
 
     from logsluice import JsonFileHandler, PostgresHandler  # noqa: PLC0415 - as above
 
-    def made(name):
+    def made(name, options):
         if name == OURS:
-            return PostgresHandler(dsn="", service="bench"), call_overhead.nothing
+            return PostgresHandler(dsn="", service="bench", **options), call_overhead.nothing
         if name == LINES:
             return JsonFileHandler(filename=f"{folder}/ours", service="bench"), call_overhead.nothing
         if name == FILE:
@@ -61,22 +79,27 @@ def count_here(records):
         return call_overhead.other("QueueHandler, Queue" if name == QUEUE else name, folder)
 
     with common.no_listener(), tempfile.TemporaryDirectory() as folder:
-        for calls, around in call_overhead.KINDS.values():
-            for name in NAMES:
-                handler, after = made(name)
-                info = common.logger_of(handler).info
-                with around():
-                    calls(info, WARM_UP)
-                    after()
-                    # A full collection that falls into a block by chance is 2 to 8 % of it.
-                    gc.collect()
-                    gc.freeze()
-                    os.getppid()
-                    calls(info, records)
-                    os.getppid()
+        for _, name, (calls, around), options in cases(call_overhead.KINDS):
+            handler, after = made(name, options)
+            info = common.logger_of(handler).info
+            with around():
+                calls(info, WARM_UP)
                 after()
+                # A full collection that falls into a block by chance is 2 to 8 % of it.
+                gc.collect()
+                gc.freeze()
+                os.getppid()
+                calls(info, records)
+                os.getppid()
+            after()
         logging.raiseExceptions = False
         os._exit(0)  # nothing is stored, and nobody shall say so
+
+
+def cases(kinds):
+    """(kind, contestant, what is logged, our options), in the order in which they are counted."""
+    found = [(kind, name, kinds[kind], {}) for kind in kinds for name in NAMES]
+    return found + [(kind, OURS, kinds[calls], options) for kind, (calls, options) in PRIVACY.items()]
 
 
 def counted(records):
@@ -88,7 +111,7 @@ def counted(records):
         ]  # fmt: skip
         ran = subprocess.run(
             command,
-            env={**os.environ, "PYTHONHASHSEED": "0"},
+            env={**os.environ, **KEYS, "PYTHONHASHSEED": "0"},
             timeout=LIMIT,
             check=False,
             capture_output=True,
@@ -100,11 +123,11 @@ def counted(records):
         blocks = [by_function(path.read_text()) for path in dumps[1::2]]
     import call_overhead  # noqa: PLC0415 - its names alone
 
-    names = [(kind, name) for kind in call_overhead.KINDS for name in NAMES]
-    assert len(blocks) == len(names), (len(blocks), len(names))
     found = {}
-    for (kind, name), block in zip(names, blocks, strict=True):
+    for (kind, name, _, _), block in zip(cases(call_overhead.KINDS), blocks, strict=True):
         found.setdefault(kind, {})[name] = {function: count / records for function, count in block.items()}
+    for kind, (calls, _) in PRIVACY.items():  # the others have nothing to redact
+        found[kind] = {NULL: found[calls][NULL], QUEUE: found[calls][QUEUE], **found[kind]}
     return found
 
 
@@ -147,7 +170,7 @@ def profile(found):
     cases = {"null": found["plain"][NULL], "queue": found["plain"][QUEUE]}
     cases.update({kind: ones[OURS] for kind, ones in found.items()})
     cases["file"] = found["plain"][FILE]
-    cases.update({f"{kind}, JSON": ones[LINES] for kind, ones in found.items()})
+    cases.update({f"{kind}, JSON": ones[LINES] for kind, ones in found.items() if LINES in ones})
     written = {}
     for case, counts in cases.items():
         ranks = sorted(counts.items(), key=lambda item: -item[1])
@@ -160,7 +183,7 @@ def profile(found):
 def added(found, ours=OURS):
     """{kind: what ours adds, of what the handler beside it adds}."""
     other = BESIDE[ours]
-    return {kind: (one[ours] - one[NULL]) / (one[other] - one[NULL]) for kind, one in found.items()}
+    return {kind: (one[ours] - one[NULL]) / (one[other] - one[NULL]) for kind, one in found.items() if ours in one}
 
 
 def main():
@@ -178,8 +201,12 @@ def main():
     ratios = {"added": added(found), "lines_added": added(found, LINES)}
     for kind, one in found.items():
         counts = "".join(f"{name:>20} {number(value)}" for name, value in one.items())
-        of_queue, of_file = (one[kind] for one in ratios.values())
-        print(f"{kind:12}{counts}   added: of QueueHandler's {of_queue:.3f}, of FileHandler's {of_file:.3f}")
+        shown = [
+            f"of {BESIDE[ours].partition(',')[0]}'s {one[kind]:.3f}"
+            for ours, one in zip(BESIDE, ratios.values(), strict=True)
+            if kind in one
+        ]
+        print(f"{kind:24}{counts}   added: {', '.join(shown)}")
     if args.json:
         kept = json.loads(args.json.read_text(encoding="utf-8")) if args.json.exists() else {}
         kept[MINOR] = {"build": sys.version, "instructions_a_call": found, **ratios}
@@ -200,7 +227,7 @@ def judged(ratios, kept):
         print(f"not compared: counted with another build of Python ({before['build']})")
         return 0
     compared = [
-        (what, kind, ratio, before[what][kind])
+        (what, kind, ratio, before[what].get(kind, ratio))
         for what, one in ratios.items()
         if what in before  # of lines only one Python's counts are kept
         for kind, ratio in one.items()

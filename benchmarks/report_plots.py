@@ -118,7 +118,8 @@ def call(found):
         axes.barh(at, statistics.median(several), height=0.55, color=SKY)
         axes.plot(several, [at] * len(several), ".", color=BLUE, markersize=5, label=None if at else "a round")
         mark(axes, bound, at, None if at else "goal: not above")
-    counts = [(kind, ratio) for run in found.runs("instructions")[:1] for kind, ratio in run[USUAL]["added"].items()]
+    runs = found.runs("instructions")[:1]
+    counts = [(kind, ratio) for run in runs for kind, ratio in run[USUAL]["added"].items() if kind in lines]
     for n, (kind, ratio) in enumerate(counts):
         axes.plot(ratio, list(lines).index(kind), "D", color=RED, markersize=5, label=None if n else "by instructions")
     listed(axes, list(lines))

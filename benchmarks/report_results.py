@@ -77,7 +77,7 @@ class Results:
     def _instructions(run):
         """Their JSON holds counts and ratios, no rows."""
         return {
-            f"added, {kind}, of what QueueHandler adds (instructions)": _row(ratio, BOUNDS[kind])
+            f"added, {kind}, of what QueueHandler adds (instructions)": _row(ratio, BOUNDS.get(kind))
             for kind, ratio in run["added"].items()
         }
 

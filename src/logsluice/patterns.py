@@ -89,7 +89,7 @@ def _jwt_span(found: re.Match[str]) -> tuple[int, int] | None:
 
 _PRIVATE_KEY = (
     # Without its END it was cut: all that follows may be key.
-    r"-{4,5} ?BEGIN [A-Z0-9 ]{0,40}PRIVATE KEY[A-Z ]{0,7}-{4,5}(?:[^-]+|-(?!---))*(?:-{4,5} ?END [A-Z0-9 ]{0,40}-{4,5})?",
+    r"-{4,5} ?BEGIN [A-Z0-9 ]{0,40}PRIVATE KEY[A-Z ]{0,7}-{4,5}(?:[^-]+|-(?!---))*(?:-{4,5} ?END [A-Z0-9 ]{0,40}----)?",
     r"(?s:PuTTY-User-Key-File-[0-9].*?(?:Private-MAC: {0,8}[0-9a-f]+|\Z))",
 )
 
