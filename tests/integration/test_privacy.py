@@ -5,19 +5,18 @@ from __future__ import annotations
 import itertools
 import json
 import logging
-import logging.handlers
+import re
 import shlex
 import subprocess
-import sys
 
 import psycopg
-import pytest
 
 from logsluice import JsonFileHandler, context, schema
 from logsluice.devserver import free_port
+from logsluice.patterns import BY_NAME
 from support.endpoint import Sender, Stub
 from support.faults import reject
-from support.howto import PAGES, Page, environment, rows
+from support.howto import BLOCK, PAGES, Page, environment, rows
 from support.proxy import Proxy
 from support.secrets import PLACES, SECRETS
 from support.shop import LIMIT, Shop
@@ -88,3 +87,55 @@ def test_no_secret_is_in_any_place_where_records_are(own_server, tmp_path, capfd
         "server log": log + MARK, "stderr": said.err + said.out + MARK,
     })  # fmt: skip
     assert found == {}
+
+
+TEXT = (PAGES / "privacy.md").read_text(encoding="utf-8")
+
+
+def test_the_page(dsn, tmp_path):
+    """docs/howto/privacy.md: its program stores what the page shows, its SQL joins, its command reads."""
+    page = Page("privacy")
+    page.lay_out(tmp_path)
+    env = environment(LOGS_DSN=dsn, LOGSLUICE_DSN=dsn, LOGS_SALT="of-the-page-0123456789")
+
+    def run(start):
+        done = subprocess.run(
+            shlex.split(page.command(start)), cwd=tmp_path, env=env, capture_output=True, text=True, timeout=LIMIT, check=False
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    for command in ("openssl genpkey", "openssl pkey", "python shop.py"):
+        run(command)
+    stored = rows(dsn)
+    signed, paid, bounced = [row["attributes"] for row in stored]
+    shown = re.findall(r"^\| `(.*)` \| `\"user_email|^\| `(paid by .*?)` \|", TEXT, re.MULTILINE)
+    assert [row["message"] for row in stored] == [one or other for one, other in shown]
+    assert signed["pin"] == "[redacted]"
+    assert signed["user_email"] == bounced["user_email"] != stored[0]["user_id"]
+    assert {row["user_id"][:10] for row in stored} == {signed["user_email"][:10]} == {"pseudonym:"}
+    words = ("bob@", "'u-17'", "'1234'", "4111 1111", "12 Elm St", "CUST-123456")
+    assert [word for word in words if word in str(stored)] == []
+    with psycopg.connect(dsn) as conn:
+        query = next(text for language, _, text in BLOCK.findall(TEXT) if language == "sql")
+        assert conn.execute(query).fetchall() == [(signed["user_email"], 2)]
+    read = [json.loads(line) for line in run("logsluice decrypt").splitlines()]
+    assert read == [{**paid, "address": {"street": "12 Elm St", "zip": "01234"}}]
+
+
+def test_what_the_page_says_of_patterns_and_cost():
+    """Every pattern has its line; the figures are those of benchmarks/results."""
+    table = TEXT.partition("## Patterns")[2].partition("| `all`")[0]
+    named = {
+        name
+        for line in table.splitlines()
+        if line[:3] == "| `"
+        for name in re.findall(r"`(\w+)`", line.split(" | ")[0])
+    }
+    assert named == set(BY_NAME)
+    kept = json.loads((PAGES.parents[1] / "benchmarks" / "results" / "instructions.json").read_text())["3.11"]
+    counts = {round(one["logsluice"], -3) for one in kept["instructions_a_call"].values()}
+    cost = TEXT.partition("## What it costs")[2].partition("The first line")[0]
+    figures = [int(figure.replace(",", "")) for figure in re.findall(r"(\d+,000) \|", cost)]
+    assert len(figures) == 8
+    assert set(figures) <= counts

