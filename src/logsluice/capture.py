@@ -301,14 +301,17 @@ def _message(record: logging.LogRecord, rules: Rules, marks: Marks) -> tuple[str
             return safe_str(record.getMessage()), template, {}
         return safe_str(msg) if template is None else str(msg) % record.args, template, {}
     except Exception as error:  # a wrong format string, or an argument whose str or repr raises
-        marks.other["format_error"] = f"{type(error).__name__}: {safe_str(error)}"[:_ERROR_CHARACTERS]
+        said = f"{type(error).__name__}: {safe_str(error)}"
+        marks.other["format_error"] = tidy(
+            said, "format_error", rules, marks, _ERROR_BYTES
+        )  # redacted before it is cut
         # As values, not as their repr: secrets in them are found by their keys.
         marks.other["args"] = record.args[:_ARGS_KEPT] if type(record.args) is tuple else [record.args]
         return safe_str(msg), None, {}
 
 
 _ARGS_KEPT = 20  # arguments of a wrong format string: as many as one can read
-_ERROR_CHARACTERS = 1000
+_ERROR_BYTES = 1000
 
 
 def _text(formatted: Any) -> str:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from logsluice import decoding
 from logsluice.capture import ID_COLUMNS, Captured, Rules, attributes_json, safe_str, tidy
-from logsluice.encoding import JsonWriter, copy_row
+from logsluice.encoding import SEAM, JsonWriter, copy_row
 from logsluice.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -282,9 +282,14 @@ def column_text(value: Any, where: str, rules: Rules, captured: Captured) -> str
     if isinstance(value, float) and not math.isfinite(value):
         return "NaN" if value != value else "Infinity" if value > 0 else "-Infinity"  # noqa: PLR0124 - NaN is the one
     if isinstance(value, (bytes, bytearray)):
-        data, most = bytes(value), rules.max_message_bytes // 2  # two digits a byte
-        if len(data) > most:
-            captured.marks.cut[where] = len(data) - most
+        most = rules.max_message_bytes // 2  # two digits a byte
+        data = bytes(value[: most + SEAM])  # a secret that is cut in two is not seen
+        text = data.decode("latin-1")
+        if rules.redactor.active and (cleaned := rules.redactor.clean(text)) != text:
+            captured.marks.redacted.append(where)
+            data = cleaned.encode("latin-1")
+        if len(value) > most:
+            captured.marks.cut[where] = len(value) - most
         return "\\x" + data[:most].hex()
     if isinstance(value, (dict, list, tuple, set, frozenset)):
         return JsonWriter(rules.limits, rules.max_message_bytes, rules.redactor, captured.marks).value(value, where)

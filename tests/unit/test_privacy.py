@@ -114,6 +114,32 @@ def test_a_number_that_is_no_text_is_looked_at_too():
     assert (row["attributes"]["card"], row["attributes"]["micros"]) == ("[redacted]", 1764220391123456)
 
 
+def test_bytes_in_a_column_of_ones_own_are_looked_at_too():
+    columns, secret = {"body": "extra.body"}, b"AKIADEADBEEFDEADBEEF"
+    options = {"table": "t", "schema": "public", "columns": columns, "max_message_bytes": 1024}
+    for before in (b"\x00\xff ", b"\xff" * 500 + b" "):
+        row = stored(make_record("x", body=before + secret), make_intake(redact="patterns", **options))
+        assert bytes.fromhex(row["body"][2:]) == (before + b"[redacted]")[:512]
+        row = stored(make_record("x", body=before + secret), make_intake(**options))
+        assert bytes.fromhex(row["body"][2:]) == (before + secret)[:512]
+
+
+def test_what_a_wrong_format_string_says_is_cut_after_it_was_redacted():
+    class Hostile:
+        def __init__(self, text):
+            self.text = text
+
+        def __str__(self):
+            raise ValueError(self.text)
+
+    for offset in range(24):
+        text = "x" * (470 - offset) + " AKIADEADBEEFDEADBEEF " + "y" * 2000
+        row = stored(make_record("%s", (Hostile(text),)), redact="patterns")
+        assert "AKIA" not in str(row)
+        assert "FBEEF" not in str(row)
+        assert marks_of(row)["format_error"].startswith("ValueError: xxx")
+
+
 def test_a_cut_never_leaves_half_a_secret():
     """Redacted first, then cut, wherever the cut falls."""
     secret = "AKIADEADBEEFDEADBEEF"
