@@ -75,7 +75,10 @@ def capture(record: logging.LogRecord, rules: Rules) -> Captured:
     extras = extras_of(record)
     message, template, more = _message(record, rules, marks)
     if (instance := typed_of(record)) is not None:
-        more = {**_values(instance, marks), **more}
+        values = _values(instance, marks)
+        if instance is record.msg:
+            message = _typed_message(instance, values, message, rules)
+        more = {**values, **more}
         extras = {key: value for key, value in extras.items() if value is not instance}
     exception = _exception(record, more.pop("exc_info", None), rules, marks)
     if record.stack_info:
@@ -127,7 +130,7 @@ def _values(instance: Any, marks: Marks) -> dict[str, Any]:
     try:
         found: dict[str, Any] = kind.values(instance)
     except Exception as error:
-        marks.other["format_error"] = f"{type(error).__name__}: {safe_str(error)}"[:_ERROR_CHARACTERS]
+        marks.other["format_error"] = f"{type(error).__name__}: {safe_str(error)}"  # redacted, then cut, as all marks
         return {}
     return found
 
@@ -163,6 +166,18 @@ def _characters(text: str, most: int, where: str, marks: Marks) -> str:
     return f"{text[:head]}…{text[tail:]}"
 
 
+def _typed_message(instance: Any, values: dict[str, Any], message: str, rules: Rules) -> str:
+    """Return the line that a typed log is in a message, as JSON if it shows what must not be stored."""
+    redactor = rules.redactor
+    if redactor.active and any(redactor.is_secret(k) or isinstance(v, _CONTAINERS) for k, v in values.items()):
+        marks = Marks()
+        text = JsonWriter(rules.limits, rules.max_message_bytes, redactor, marks).mapping(values)
+        if marks.redacted:
+            return f"{instance.__logtype__.table} {text}"
+    return message
+
+
+_CONTAINERS = (dict, list, tuple, set, frozenset)  # what may hold keys
 STANDARD_NAMES: dict[float, str] = {level: logging.getLevelName(level) for level in (10, 20, 30, 40, 50)}
 
 
@@ -301,17 +316,13 @@ def _message(record: logging.LogRecord, rules: Rules, marks: Marks) -> tuple[str
             return safe_str(record.getMessage()), template, {}
         return safe_str(msg) if template is None else str(msg) % record.args, template, {}
     except Exception as error:  # a wrong format string, or an argument whose str or repr raises
-        said = f"{type(error).__name__}: {safe_str(error)}"
-        marks.other["format_error"] = tidy(
-            said, "format_error", rules, marks, _ERROR_BYTES
-        )  # redacted before it is cut
+        marks.other["format_error"] = f"{type(error).__name__}: {safe_str(error)}"  # redacted, then cut, as all marks
         # As values, not as their repr: secrets in them are found by their keys.
         marks.other["args"] = record.args[:_ARGS_KEPT] if type(record.args) is tuple else [record.args]
         return safe_str(msg), None, {}
 
 
 _ARGS_KEPT = 20  # arguments of a wrong format string: as many as one can read
-_ERROR_BYTES = 1000
 
 
 def _text(formatted: Any) -> str:

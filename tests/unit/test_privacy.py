@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from logsluice import capture, cli, context, crypto
+from logsluice import capture, cli, context, crypto, types
 from logsluice.errors import ConfigError, LogsluiceError
 from logsluice.patterns import BY_NAME, DETECTORS
 from logsluice.redaction import COLUMN_KEYS, Redactor
@@ -133,7 +133,7 @@ def test_what_a_wrong_format_string_says_is_cut_after_it_was_redacted():
             raise ValueError(self.text)
 
     for offset in range(24):
-        text = "x" * (470 - offset) + " AKIADEADBEEFDEADBEEF " + "y" * 2000
+        text = "x" * (2020 - offset) + " AKIADEADBEEFDEADBEEF " + "y" * 2000
         row = stored(make_record("%s", (Hostile(text),)), redact="patterns")
         assert "AKIA" not in str(row)
         assert "FBEEF" not in str(row)
@@ -187,6 +187,26 @@ def test_lines_without_a_secret_are_remembered_up_to_a_bound_and_secrets_never()
         redactor.clean(f"bob{n}@example.org")
     assert 0 < len(redactor._clean) <= 1024
     assert not [text for text in redactor._clean if "@" in text]
+
+
+def test_the_line_of_a_typed_log_shows_no_secret_of_its_fields(monkeypatch):
+    """Its str prints all fields; in `message`, their keys are obeyed. One without a secret stays a line."""
+    monkeypatch.setattr(types, "known", {})
+
+    @types.logtype(table="sign_in")
+    class SignIn:
+        who: str
+        password: str | None = None
+        more: dict | None = None
+
+    def message(**values):
+        record, options = make_record(SignIn(who="bob", **values)), {"columns": {"m": "message", "w": "extra.who"}}
+        return stored(record, make_intake(table="t", schema="public", **options))["m"]
+
+    assert message() == "sign_in who=bob"
+    assert message(more={"n": 1}) == "sign_in who=bob more={'n': 1}"
+    assert message(password="hunter2").startswith('sign_in {"who": "bob", "password": "[redacted]"')
+    assert "hunter2" not in message(more={"token": "hunter2"})
 
 
 # --- pseudonyms -------------------------------------------------------------------------------------------------------
