@@ -17,6 +17,7 @@ they call; PYTHONPATH=OTHER/src counts another checkout.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import gc
 import json
 import logging
@@ -44,8 +45,8 @@ NULL, QUEUE, OURS = "NullHandler", "QueueHandler", "logsluice"
 FILE, LINES = "FileHandler, JSON", "logsluice, JSON"
 BESIDE = {OURS: QUEUE, LINES: FILE}  # what each of ours is compared with
 NAMES = (NULL, QUEUE, OURS, FILE, LINES)
-# What redaction costs besides: the calls of a kind, with options of ours.
-PRIVACY = {
+# What redaction costs besides, counted with --all: the calls of a kind, with options of ours.
+MORE = {
     "an id's key, plain": ("plain", {"redact": {"keys": ["user_id"]}}),  # nothing to redact: the whole way alone
     "patterns, plain": ("plain", {"redact": "patterns"}),
     "patterns, two extras": ("two extras", {"redact": "patterns"}),
@@ -62,7 +63,7 @@ DIGITS = frozenset("0123456789+-*")  # what a line of costs begins with: a line 
 TOP = 40  # C functions named of a case: the others have less than 0.3 % of its instructions each
 
 
-def count_here(records):
+def count_here(records, *, every):
     """Under callgrind: a call of getppid before and after each block makes it write what it has counted since."""
     import call_overhead  # noqa: PLC0415 - here alone: it loads psycopg, the parent has no need of it
     import common  # noqa: PLC0415 - as above
@@ -79,7 +80,7 @@ def count_here(records):
         return call_overhead.other("QueueHandler, Queue" if name == QUEUE else name, folder)
 
     with common.no_listener(), tempfile.TemporaryDirectory() as folder:
-        for _, name, (calls, around), options in cases(call_overhead.KINDS):
+        for _, name, (calls, around), options in cases(call_overhead.KINDS, every=every):
             handler, after = made(name, options)
             info = common.logger_of(handler).info
             with around():
@@ -96,18 +97,28 @@ def count_here(records):
         os._exit(0)  # nothing is stored, and nobody shall say so
 
 
-def cases(kinds):
+def cases(kinds, *, every=False):
     """(kind, contestant, what is logged, our options), in the order in which they are counted."""
     found = [(kind, name, kinds[kind], {}) for kind in kinds for name in NAMES]
-    return found + [(kind, OURS, kinds[calls], options) for kind, (calls, options) in PRIVACY.items()]
+    found += [("a typed log", name, (typed, contextlib.nullcontext), {}) for name in (NULL, QUEUE, OURS)]
+    more = MORE if every else {}
+    return found + [(kind, OURS, kinds[calls], options) for kind, (calls, options) in more.items()]
 
 
-def counted(records):
+def typed(info, count):
+    """A typed log of five fields, made and logged."""
+    from logsluice import contrib  # noqa: PLC0415 - as below
+
+    for n in range(count):
+        info(contrib.ApiRequest(method="GET", path="/orders/7", route="/orders/{id}", status=200, duration_ms=n))
+
+
+def counted(records, *, every):
     """{kind: {contestant: {C function: instructions a call}}}."""
     with tempfile.TemporaryDirectory() as folder:
         command = [
             "valgrind", "--tool=callgrind", f"--callgrind-out-file={folder}/out", "--dump-before=getppid",
-            sys.executable, __file__, "--here", "--records", str(records),
+            sys.executable, __file__, "--here", "--records", str(records), *["--all"] * every,
         ]  # fmt: skip
         ran = subprocess.run(
             command,
@@ -124,10 +135,11 @@ def counted(records):
     import call_overhead  # noqa: PLC0415 - its names alone
 
     found = {}
-    for (kind, name, _, _), block in zip(cases(call_overhead.KINDS), blocks, strict=True):
+    for (kind, name, _, _), block in zip(cases(call_overhead.KINDS, every=every), blocks, strict=True):
         found.setdefault(kind, {})[name] = {function: count / records for function, count in block.items()}
-    for kind, (calls, _) in PRIVACY.items():  # the others have nothing to redact
-        found[kind] = {NULL: found[calls][NULL], QUEUE: found[calls][QUEUE], **found[kind]}
+    for kind, (calls, _) in MORE.items():  # the others have nothing to redact
+        if kind in found:
+            found[kind] = {NULL: found[calls][NULL], QUEUE: found[calls][QUEUE], **found[kind]}
     return found
 
 
@@ -189,14 +201,15 @@ def added(found, ours=OURS):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--records", type=int, default=500)
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--all", action="store_true", help="also what redaction costs: four times as long")
+    parser.add_argument("--json", type=Path, help="keep the counts here; goes with --all")
     parser.add_argument("--check", type=Path)
     parser.add_argument("--functions", type=Path)
     parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.here:
-        return count_here(args.records)
-    functions = counted(args.records)
+        return count_here(args.records, every=args.all)
+    functions = counted(args.records, every=args.all)
     found = totals(functions)
     ratios = {"added": added(found), "lines_added": added(found, LINES)}
     for kind, one in found.items():

@@ -146,7 +146,7 @@ def instructions(found):
             *(f"{one[who]:,.0f}" for who in ("NullHandler", "QueueHandler", "logsluice")),
             number(run["added"][kind]),
             *(f"{one[who]:,.0f}" if who in one else "" for who in ("FileHandler, JSON", "logsluice, JSON")),
-            number(run["lines_added"][kind]) if "lines_added" in run else "",
+            number(run["lines_added"][kind]) if kind in run.get("lines_added", {}) else "",
         ]
         for version, run in found.runs("instructions")[0].items()
         for kind, one in run["instructions_a_call"].items()

@@ -18,7 +18,7 @@ import time
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
-from logsluice import filters, lifecycle, shards
+from logsluice import filters, lifecycle, quicktyped, shards
 from logsluice.adoption import Adopter, OrphanBuffer
 from logsluice.buffer import ALWAYS, Buffer, RefusedError, Tally
 from logsluice.capture import Rules, typed_of
@@ -87,6 +87,7 @@ class BaseHandler(logging.Handler):
         self._off_count = Tally()  # records that LOGSLUICE_OFF kept from being taken in
         self._lost = Tally()  # records that came when the pair could not be made
         self._folder: Folder | None = None  # the journal's, of this process
+        self._places: dict[LogType, Any] = {}  # what `typed_at` found: to read a dsn takes as long as ten records
         lifecycle.register(self)
         # On the instance: a handler that stores pays nothing for those that do not.
         if switched_off():
@@ -372,13 +373,15 @@ class BaseHandler(logging.Handler):
         if made is not route:  # two first records at once
             listener.drop(made)
         assert route.intake is not None
-        route.intake.wake_level = ALWAYS  # the listener may sleep: it has not told this one to wake it
+        intake = route.intake
+        intake.short = intake.short or quicktyped.made(intake.quick, kind, intake.rules, self._settings.service)
+        intake.wake_level = ALWAYS  # the listener may sleep: it has not told this one to wake it
         if listener.adopter is not None:
             listener.adopter.mine.add(f"{route.buffer.stream:016x}")
         listener.add(route)
         if self._ended:  # looked at after it is served: a close() before that has not seen this buffer
             route.own.close()
-        way = route.intake.quick.made(route.intake, self._entrance(lambda _: None))
+        way = intake.quick.made(intake, self._entrance(lambda _: None))
         return listener.typed_ways.setdefault(kind, way)
 
     def _no_room(self, listener: Listener, record: logging.LogRecord, _checked: bool = True) -> bool:
@@ -390,8 +393,15 @@ class BaseHandler(logging.Handler):
 
     def typed_at(self, kind: LogType) -> Any:
         """Return what tells the place of a typed log's rows from those of other handlers; None where it has none."""
-        target = None if self._ended else self._typed_target(kind)
-        return None if target is None else (str(self._described(target)), getattr(self._settings, "dsn_env", None))
+        if self._ended:
+            return None
+        place = self._places.get(kind)
+        if place is None:
+            target = self._typed_target(kind)
+            if target is None:
+                return None
+            place = self._places[kind] = (str(self._described(target)), getattr(self._settings, "dsn_env", None))
+        return place
 
     def _buffer(self, stream: int, target: Target, listener: Listener, *, journal: bool) -> Buffer:
         settings, count = self._settings, self._settings.connections

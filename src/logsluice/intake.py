@@ -44,12 +44,15 @@ class Intake(logging.handlers.QueueHandler):
         self._markers = 0  # rows of our own; listener only
         self._keep_level = settings.keep_level
         self._settings = settings
-        self._rules = rules
+        self._rules = self.rules = rules
         self._encoded = target.encoder(rules, settings)
         self.sanitized = 0  # records changed; a lost update under threads is accepted for this figure
         self.put = tokens.put
         self.no_token = tokens.empty
         self.next_seq = buffer.next_seq
+        self.short: Callable[[logging.LogRecord, int], bytes | None] | None = (
+            None  # of a typed log: its plain instances
+        )
         self.sync: Callable[[], object] | None = None  # makes an append durable before the call returns
         self.quick = quick_way(buffer.stream, target, self._encoded, settings, rules)
         self.quickly = self.quick.made(self)
@@ -121,6 +124,8 @@ class Intake(logging.handlers.QueueHandler):
         if seq >= 0 and issubclass(type(name), str) and str.partition(name, ".")[0] == "logsluice":  # type: ignore[arg-type]
             return None
         seq = seq or self.next_seq()
+        if self.short is not None and (made := self.short(record, seq)) is not None:
+            return made
         try:
             captured, frame = self._within_limit(record, seq)
         except Exception as error:  # it cannot be read at all: its place is kept, with nothing that may be secret

@@ -302,7 +302,9 @@ class Listener(logging.handlers.QueueListener):
         for route in waiting:
             route.look(now)
         linger = self._last_sweep + self.settings.linger
-        return min(max(linger, self._opens(route)) for route in waiting)
+        # What was tried before waits for no company: else a flush after one failed attempt would last for `linger`.
+        tried = {route.name for route in waiting if route.retries or route.batch is not None}
+        return min(self._opens(route) if route.name in tried else max(linger, self._opens(route)) for route in waiting)
 
     def _adopted_due(self, now: float) -> float | None:
         """Return when an orphan may be served, or looked for; None without a journal."""

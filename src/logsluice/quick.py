@@ -178,8 +178,7 @@ class QuickWay:
         """
         # Cells of a closure: an attribute of `self` costs twice as much, and there are thirty of them.
         limit = min(QUICK_FRAME, self._settings.max_message_bytes)  # no text in a smaller frame must be cut
-        longest = self._settings.limits.message
-        least, longest = (0, limit) if longest is None else (1, min(limit, longest))  # characters of the message
+        longest = min(limit, self._settings.limits.message or limit)  # characters of the message
         redacts, keep_level = self._redactor.active, self._settings.keep_level
         templates, threads, lines, digits = self.templates, self.threads, self.lines, THREE_DIGITS
         quote = self.quote
@@ -242,13 +241,9 @@ class QuickWay:
                         raise NotPlainError
                 else:
                     template = NO_TEMPLATE
-                if not least <= len(text) <= longest or ("/" in text and "://" in text and redacts):
+                # An empty one may have to be marked.
+                if not text or len(text) > longest or ("/" in text and "://" in text and redacts):
                     raise NotPlainError
-                if quote is not None:
-                    text = quote(text)
-                # Four searches in C cost less than one look at each character.
-                elif "\\" in text or "\n" in text or "\t" in text or "\r" in text:
-                    text = copy_text(text)
                 start, second = self.second
                 micros = floor(created * 1e6) - start
                 if not 0 <= micros < 1_000_000:
@@ -279,6 +274,7 @@ class QuickWay:
                 bound = bound_values()
                 if quote is not None:  # a line of JSON, of what quicklines.py has learnt of its call site
                     before, after, caller, ending, rest, ends, _ = site
+                    text = quote(text)
                     if bound or task is not None or process != "MainProcess" or self.ambient:
                         caller, rest = self.spelled(record, site, plan, task, bound or {})
                         who = ending = ""
@@ -306,6 +302,9 @@ class QuickWay:
                     if len(frame) > limit:
                         raise NotPlainError
                 else:
+                    # Four searches in C cost less than one look at each character.
+                    if "\\" in text or "\n" in text or "\t" in text or "\r" in text:
+                        text = copy_text(text)
                     if task is not None:
                         who = f"\t{self.name(thread)}\t{self.name(task)}\t"
                     if process != "MainProcess" or self.ambient:

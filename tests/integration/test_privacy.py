@@ -134,8 +134,9 @@ def test_what_the_page_says_of_patterns_and_cost():
     }
     assert named == set(BY_NAME)
     kept = json.loads((PAGES.parents[1] / "benchmarks" / "results" / "instructions.json").read_text())["3.11"]
-    counts = {round(one["logsluice"], -3) for one in kept["instructions_a_call"].values()}
+    counts = [one["logsluice"] for one in kept["instructions_a_call"].values()]
     cost = TEXT.partition("## What it costs")[2].partition("The first line")[0]
     figures = [int(figure.replace(",", "")) for figure in re.findall(r"(\d+,000) \|", cost)]
     assert len(figures) == 8
-    assert set(figures) <= counts
+    # Two runs of the benchmark differ by 1 %.
+    assert all(any(abs(figure - count) < 0.02 * count for count in counts) for figure in figures)

@@ -205,6 +205,16 @@ def test_a_connection_that_fails_is_one_connection_for_all_routes():
         assert bench.listener.breaker.failing_since is None
 
 
+def test_a_failure_that_passed_waits_for_the_back_off_and_not_for_linger():
+    """Else a flush after one failed attempt would last as long as `linger`."""
+    with Bench(linger=60 * LIMIT, flush_level=logging.INFO) as bench:
+        failures = [Failure("away"), Failure("away")]
+        bench.sink.fails = lambda _batch: failures.pop() if failures else None
+        bench.put("one")
+        assert bench.settled()
+        assert bench.route.ledger.totals.retries == 2
+
+
 def test_each_route_has_its_own_position():
     with Bench("logs", "orders") as bench:
         for n in range(10):

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote_plus
 
 from logsluice.errors import ConfigError
-from logsluice.redaction import REDACTED, Redactor
+from logsluice.patterns import REDACTED
+from logsluice.redaction import Redactor
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
