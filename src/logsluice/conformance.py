@@ -7,9 +7,12 @@ The rules of a sink (sinks/__init__.py), tried: one function a rule. For our own
 
 from __future__ import annotations
 
+import os
 import random
+import signal
 import threading
 import time
+import warnings
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -213,6 +216,41 @@ def rule_8(bench: Bench) -> None:
         sink.close()
 
 
+def rule_9(bench: Bench) -> None:
+    """`forked`, in a child, raises nothing and touches nothing of its parent's, who goes on as if nothing had been."""
+    sink = bench.sink()
+    try:
+        batch, texts = bench.batch()
+        sink.write(batch, _counts(batch))
+        # As a wait in rule 5: it has nobody to ask, so this is only for a busy machine.
+        _ensure(9, right=_in_child(sink.forked, 10 * bench.limit), why="`forked` raised in a child, or did not return")
+        more, others = bench.batch(start=batch.end, first=ROWS + 1)
+        try:
+            sink.write(more, _counts(more))  # without `open`: it is open, whatever a child of ours did
+        except SinkError as error:
+            raise AssertionError(f"rule 9: after `forked` in a child the parent could not write: {error}") from error
+        _ensure(9, right=_well(bench, texts + others), why="a child's `forked` lost or doubled rows of the parent")
+    finally:
+        sink.close()
+
+
+def _in_child(call: Callable[[], object], seconds: float) -> bool:
+    """Return whether a call returned, in a forked child and within the time."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # 3.12 warns of fork beside threads
+        pid = os.fork()
+    if not pid:
+        status = 1
+        try:
+            signal.signal(signal.SIGALRM, signal.SIG_DFL)
+            signal.setitimer(signal.ITIMER_REAL, seconds)
+            call()
+            status = 0
+        finally:
+            os._exit(status)  # nothing else of the parent's may end here: not even an exception
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+
 def _well(bench: Bench, texts: list[str]) -> bool:
     found = bench.stored(texts)
     return found == [1] * len(texts) if bench.once else all(found)
@@ -233,4 +271,4 @@ def _raises(rule: int, fault: Callable[[bool], object], sink: Sink, batch: Batch
     raise AssertionError(f"rule {rule}: it stored a batch while what is behind it was broken")
 
 
-RULES = (rule_1, rule_2, rule_3, rule_4, rule_5, rule_6, rule_7, rule_8)
+RULES = (rule_1, rule_2, rule_3, rule_4, rule_5, rule_6, rule_7, rule_8, rule_9)

@@ -100,8 +100,9 @@ def check_sink(
     `factory(stream)` makes a sink of a stream; what it raises is treated as `SinkHandler` treats it. `read()` returns
     all that is stored, as texts that hold the lines. `broken(True)` makes what is behind the sink fail and
     `broken(False)` mends it; `silent` the same, but it does not answer, for longer than the sink's own `limit` of
-    seconds; a rule whose fault is not given is left out. `once=False`: rows sent again may be stored again. Blocks for
-    what the sink takes. Raises AssertionError, which says the rule's number and what was wrong.
+    seconds; a rule whose fault is not given is left out. `once=False`: rows sent again may be stored again. Forks a
+    child, which ends at once. Blocks for what the sink takes. Raises AssertionError, which says the rule's number and
+    what was wrong.
     """
 
     def frame(seq: int, text: str) -> bytes:
