@@ -17,9 +17,7 @@ import pytest
 
 from logsluice import buffer as module
 from logsluice.buffer import Batch, Buffer, Segment, Tally, position
-
-MIB = 1024 * 1024
-LIMIT = 30  # seconds: a net below what takes milliseconds
+from support.buffers import LIMIT, MIB, at_every_line, drain, law, log, numbers, run
 
 
 @pytest.fixture
@@ -40,49 +38,6 @@ def switching():
 
 def make(capacity_bytes=64 * MIB, **options):
     return Buffer(stream=1, capacity_bytes=capacity_bytes, **options)
-
-
-def log(buffer, frame, level=logging.INFO):
-    """What `Intake` does with a frame; whether it was taken in."""
-    buffer.next_seq()
-    try:
-        (buffer.append if level >= buffer.keep_level else buffer.append_low)(frame)
-    except ValueError:
-        return buffer.put(frame, level)
-    return True
-
-
-def drain(buffer, batch_bytes=MIB, batch_size=None):
-    """Take and settle everything that waits; the frames."""
-    frames = []
-    while (batch := buffer.take(batch_bytes, batch_size)) is not None:
-        assert batch.start == buffer.settled
-        assert batch.data.endswith(b"\n")
-        assert b"\0" not in batch.data
-        frames += batch.data.splitlines()
-        buffer.settle(batch)
-        assert buffer.settled >= batch.end
-    return frames
-
-
-def numbers(buffer):
-    return [segment.number for segment in buffer._chain()]
-
-
-def law(buffer, settled):
-    """The conservation law, by ids that were counted outside."""
-    dropped = sum(buffer.dropped().values())
-    assert buffer.rows_settled == settled
-    assert buffer.offered() == settled + dropped + buffer.rows_waiting()
-
-
-def run(*functions):
-    threads = [threading.Thread(target=function, daemon=True) for function in functions]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(LIMIT)
-        assert not thread.is_alive()
 
 
 class Taker:
@@ -148,39 +103,6 @@ def test_many_threads_lose_nothing_double_nothing_and_keep_their_order(monkeypat
     assert taker.positions == sorted(set(taker.positions))
     assert numbers(buffer)[0] > 10 or segment > 4096  # it rolled
     law(buffer, threads * each)
-
-
-# A line of these is where the other thread, a signal handler or a __del__ may come in between.
-STEPS = {"put", "_live", "_publish", "_next_size", "_aim", "seal", "held_bytes", "_chain", "__init__", "_following"}
-
-
-@contextlib.contextmanager
-def at_every_line(call, only=None):
-    """Call before every line of the slow path, as a signal handler would; `only`: at that one line number alone."""
-    inside = [False]
-    seen = []
-
-    def local(frame, event, _arg):
-        if event == "line" and not inside[0]:
-            seen.append(frame.f_lineno)
-            if only is None or only == len(seen) - 1:
-                inside[0] = True
-                try:
-                    call(len(seen) - 1)
-                finally:
-                    inside[0] = False
-        return local
-
-    def trace(frame, _event, _arg):
-        ours = frame.f_code.co_filename == module.__file__ and frame.f_code.co_name in STEPS
-        return local if ours and not inside[0] else None
-
-    before = sys.gettrace()
-    sys.settrace(trace)
-    try:
-        yield seen
-    finally:
-        sys.settrace(before)
 
 
 def test_a_record_logged_inside_any_line_of_the_slow_path_is_kept(small):

@@ -23,13 +23,11 @@ import pytest
 from logsluice import buffer, journal, journal_buffer
 from logsluice.adoption import Adopter
 from logsluice.buffer import position
-from logsluice.diagnostics import Diagnostics
 from logsluice.folder import Folder, boot_id
 from logsluice.journal import Header, UnreadableError, file_size, read_header, read_image
 from logsluice.journal_buffer import AGAIN, LINGERS, STALE, TRIES, JournalBuffer
+from support.buffers import LIMIT, MIB, Said, at_every_line, drain, header, law, log, run
 
-MIB = 1024 * 1024
-LIMIT = 30  # seconds: a net below what takes milliseconds
 SEGMENT = 4096  # bytes, in `small`
 
 
@@ -57,17 +55,6 @@ def switching():
     sys.setswitchinterval(1e-6)
     yield
     sys.setswitchinterval(before)
-
-
-class Said(Diagnostics):
-    """Keeps what would go to stderr."""
-
-    def __init__(self):
-        super().__init__("test")
-        self.lines = []
-
-    def _write(self, text):
-        self.lines.append(text)
 
 
 class Disk(Folder):
@@ -135,13 +122,6 @@ def disk(path):
     return Disk(path)
 
 
-def header(stream=0xABC, *, mapped=True):
-    return Header(
-        stream=stream, segment=0, size=0, boot=boot_id(), sink="postgres", home="logsluice", target={"host": "db"},
-        columns=("message",), mapped=mapped, who={"pid": 1},
-    )  # fmt: skip
-
-
 @pytest.fixture
 def make(disk):
     made = []
@@ -158,16 +138,6 @@ def make(disk):
             one.discard()
 
 
-def log(buffer, frame, level=logging.INFO):
-    """What `Intake` does with a frame; whether it was taken in."""
-    buffer.next_seq()
-    try:
-        (buffer.append if level >= buffer.keep_level else buffer.append_low)(frame)
-    except ValueError:
-        return buffer.put(frame, level)
-    return True
-
-
 def fill(buffer, segments, first=0):
     """Log until so many segments more were begun; the frames."""
     goal = buffer._live().number + segments
@@ -176,26 +146,6 @@ def fill(buffer, segments, first=0):
         frames.append(b"%d %s" % (first + len(frames), b"x" * 300))
         assert log(buffer, frames[-1] + b"\n")
     return frames
-
-
-def drain(buffer, batch_bytes=MIB, batch_size=None, into=None):
-    """Take and settle everything that waits; the frames, also those before an error, in `into`."""
-    frames = [] if into is None else into
-    while (batch := buffer.take(batch_bytes, batch_size)) is not None:
-        assert batch.start >= buffer.settled
-        assert batch.data.endswith(b"\n")
-        assert b"\0" not in batch.data
-        assert not batch.aside
-        frames += batch.data.splitlines()
-        buffer.settle(batch)
-        assert buffer.settled >= batch.end
-    return frames
-
-
-def law(buffer, settled, given_up=0):
-    assert buffer.rows_settled == settled + given_up
-    assert sum(buffer.given_up.values()) == given_up
-    assert buffer.offered() == buffer.rows_settled + sum(buffer.dropped().values()) + buffer.rows_waiting()
 
 
 def files(path, stream=0xABC):
@@ -215,15 +165,6 @@ def rows_of(file, boot=None):
 def mapped_files():
     """How many segments this process has mapped: the kernel's word."""
     return sum(".seg" in line for line in Path("/proc/self/maps").read_text().splitlines())
-
-
-def run(*functions):
-    threads = [threading.Thread(target=function, daemon=True) for function in functions]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(LIMIT)
-        assert not thread.is_alive()
 
 
 def adopt(path, boot=None):
@@ -1016,44 +957,6 @@ def test_a_segment_of_stored_frames_is_rolled_after_a_minute(path, clock, make, 
 
 
 # --- in any line --------------------------------------------------------------------------------------------------------
-
-STEPS = {
-    "put", "_live", "_publish", "_next_size", "_aim", "seal", "held_bytes", "_chain", "__init__", "_following",
-    "_on_disk", "_new_file", "_take_spare", "_in_memory", "_within_memory", "_refused", "_header", "measure", "relieve",
-    "_cost", "_journal_chain", "drop", "let_go", "sealed", "end",
-}  # fmt: skip
-MODULES = {buffer.__file__, journal_buffer.__file__}
-
-
-@contextlib.contextmanager
-def at_every_line(call, only=None, also=()):
-    """Call before every line of the slow path, as a signal handler would; `only`: at that one line number alone."""
-    inside = [False]
-    seen = []
-
-    def local(frame, event, _arg):
-        if event == "line" and not inside[0]:
-            seen.append(f"{frame.f_code.co_name}:{frame.f_lineno}")
-            if only is None or only == len(seen) - 1:
-                inside[0] = True
-                try:
-                    call(len(seen) - 1)
-                finally:
-                    inside[0] = False
-        return local
-
-    def trace(frame, _event, _arg):
-        code = frame.f_code
-        ours = (code.co_filename in MODULES and code.co_name in STEPS) or code.co_name in also
-        return local if ours and not inside[0] else None
-
-    before = sys.gettrace()
-    sys.settrace(trace)
-    try:
-        yield seen
-    finally:
-        sys.settrace(before)
-
 
 FOLDER_STEPS = ("exclusive", "_lock_file", "make", "own", "used", "_open", "root")
 
