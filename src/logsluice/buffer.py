@@ -1,5 +1,6 @@
 """
-The buffer: the segments of one stream that wait. Rules, each with its test in tests/unit/test_buffer.py:
+The buffer: the segments of one stream that wait. Rules, each tried over every kind of buffer by
+tests/conformance_buffers.py, and at length by tests/unit/test_buffer.py:
 
 1. A frame is appended by one C call, `mmap.write`, atomic under the GIL. No lock, so a signal handler or a `__del__`
    that logs in the middle of anything here appends as well.
