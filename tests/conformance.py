@@ -16,7 +16,7 @@ import threading
 import psycopg
 import pytest
 
-from logsluice import conformance
+from logsluice import conformance, sinks
 from logsluice.columns import LOG_COLUMNS, target_from
 from logsluice.config import FileSettings, PostgresSettings, settings_from
 from logsluice.conformance import RULES, Bench
@@ -36,6 +36,7 @@ from logsluice.sinks.link import Link
 from logsluice.sinks.postgres import PostgresSink
 from support.endpoint import Answer, Stub
 from support.proxy import Proxy
+from support.tables import numbered, rule_number, rule_text, shown, table
 
 LIMIT = 0.5  # seconds of io_timeout
 HASTE = 0.01  # seconds: the limit of a sink that waits for longer than it may, so that the test does not
@@ -223,8 +224,10 @@ def http(request):
 SINKS = {"fake": fake, "sqlite": sqlite, "file": file, "http": http, "postgres": postgres}
 
 
-@pytest.mark.parametrize("sink", SINKS)
-@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
+CASES = {f"{rule.__name__}-{sink}": (rule, sink) for rule in RULES for sink in SINKS}
+
+
+@pytest.mark.parametrize(("rule", "sink"), CASES.values(), ids=CASES)
 def test_sink(rule, sink, request):
     with SINKS[sink](request) as bench:
         assert bench.broken  # or some rules would try nothing
@@ -274,8 +277,33 @@ class Wrong(FakeSink):
             self.stored.clear()
 
 
-@pytest.mark.parametrize("rule", range(1, len(RULES) + 1))
+# What it does, by the rule that this breaks.
+BREAKS = {
+    1: "`close` takes away what is stored",
+    2: "the last row of a batch is stored with the next one",
+    3: "raises OSError",
+    4: "stores again what is there",
+    5: "waits for longer than it may",
+    6: "stores rows that were set aside",
+    7: "quotes rows in what it raises",
+    8: "stores what is only tried",
+    9: "`forked` says goodbye on the parent's connection",
+}
+
+
+@pytest.mark.parametrize("rule", BREAKS)
 def test_a_sink_that_breaks_a_rule_is_found(rule):
     bench = bench_of(Wrong, rule, limit=HASTE if rule == 5 else LIMIT)
     with pytest.raises(AssertionError, match=f"rule {rule}: "):
         getattr(conformance, f"rule_{rule}")(bench)
+
+
+def test_the_page_shows_each_rule_and_each_sink():
+    """docs/explanation/conformance.md."""
+    lines = [
+        [rule_text(rule), *(f"`test_sink[{case}]`" for case, one in CASES.items() if one[0] is rule),
+         BREAKS[rule_number(rule)]]
+        for rule in RULES
+    ]  # fmt: skip
+    assert shown("explanation/conformance.md", "sinks") == table(["rule", *SINKS, "a sink that is found"], lines)
+    assert [rule_number(rule) for rule in RULES] == list(BREAKS) == numbered(sinks.__doc__)

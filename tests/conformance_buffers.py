@@ -21,6 +21,7 @@ from logsluice.folder import Folder, boot_id
 from logsluice.journal import Span, file_size
 from logsluice.journal_buffer import JournalBuffer
 from support.buffers import MIB, Said, at_every_line, drain, header, law, log, numbers
+from support.tables import numbered, rule_number, rule_text, shown, table
 
 SEGMENT = 4096  # bytes: a page, so that everything rolls all the time
 ROOM = 20  # segments of a small capacity: its fifth is a whole number of them
@@ -447,7 +448,11 @@ BREAKS = {
     rule_1: (Locks,), rule_2: (Reuses, Reads), rule_3: (Rolls,), rule_4: (Overwrites,), rule_5: (Forgets,),
     rule_6: (Hastens,), rule_7: (Fills, Exceeds), rule_8: (Blurs,),
 }  # fmt: skip
-CASES = [(rule, kind) for rule, kind in itertools.product(RULES, PLACES) if (kind, rule) not in FREE]
+CASES = {
+    f"{rule.__name__}-{kind}": (rule, kind)
+    for rule, kind in itertools.product(RULES, PLACES)
+    if (kind, rule) not in FREE
+}
 
 
 def breaks(rule, kind):
@@ -465,22 +470,33 @@ def place_of(kind, path, broken=None):
         place.close()
 
 
-@pytest.mark.parametrize(("rule", "kind"), CASES, ids=[f"{rule.__name__}-{kind}" for rule, kind in CASES])
+@pytest.mark.parametrize(("rule", "kind"), CASES.values(), ids=CASES)
 def test_buffer(rule, kind, tmp_path):
     with place_of(kind, tmp_path) as place:
         rule(place)
 
 
-BROKEN = [(rule, kind, one) for rule, kind in CASES for one in breaks(rule, kind)]
+BROKEN = {f"{case}-{one.__name__}": (*CASES[case], one) for case in CASES for one in breaks(*CASES[case])}
 
 
-@pytest.mark.parametrize(
-    ("rule", "kind", "broken"), BROKEN, ids=[f"{rule.__name__}-{kind}-{one.__name__}" for rule, kind, one in BROKEN]
-)
+@pytest.mark.parametrize(("rule", "kind", "broken"), BROKEN.values(), ids=BROKEN)
 def test_a_buffer_that_breaks_a_rule_is_found(rule, kind, broken, tmp_path):
     with place_of(kind, tmp_path, broken) as place, pytest.raises(AssertionError):
         rule(place)
 
 
-def test_each_rule_is_broken_in_each_kind_it_applies_to():
-    assert {(rule, kind) for rule, kind, _ in BROKEN} == set(CASES)
+def test_each_rule_is_broken_in_each_kind_that_it_applies_to():
+    assert {(rule, kind) for rule, kind, _ in BROKEN.values()} == set(CASES.values())
+
+
+def test_the_page_shows_each_rule_and_each_buffer():
+    """docs/explanation/conformance.md."""
+    cells = {(kind, rule): f"`test_buffer[{case}]`" for case, (rule, kind) in CASES.items()} | FREE
+    lines = [
+        [rule_text(rule), *(cells[kind, rule] for kind in PLACES),
+         "; ".join(f"`{one.__name__}`: {one.__doc__.partition(': ')[2].removesuffix('.')}" for one in BREAKS[rule])]
+        for rule in RULES
+    ]  # fmt: skip
+    heads = ["rule", *(f"{kind}: `{place.kind.__name__}`" for kind, place in PLACES.items()), "a buffer that is found"]
+    assert shown("explanation/conformance.md", "buffers") == table(heads, lines)
+    assert [rule_number(rule) for rule in RULES] == numbered(module.__doc__)
