@@ -85,6 +85,15 @@ def test_log_entry_without_what_it_asks_for(conn):
     assert component["module"] == "cards"
 
 
+def test_an_operation_is_the_spans_name_where_none_is_given(conn):
+    ids = {"trace_id": "a" * 32, "span_id": "b" * 16}
+    put(conn, "spans", name="charge", started=NOW, ended=NOW, status="ok", **ids)
+    put(conn, "logs", func="pay", **ids)
+    put(conn, "logs", ts=NOW + timedelta(seconds=1), func="pay", attributes={"operation": "refund"}, **ids)
+    put(conn, "logs", ts=NOW + timedelta(seconds=2), func="pay", trace_id="a" * 32, span_id="c" * 16)
+    assert [row["operation"] for row in read(conn, "log_entry", "timestamp")] == ["charge", "refund", "pay"]
+
+
 def test_levels_by_their_names(conn):
     for number in LEVELS:
         put(conn, "logs", level=number, seq=number)

@@ -14,6 +14,7 @@ from logsluice.cli import common
 from logsluice.columns import quote
 from logsluice.config import PARTITION_WIDTHS
 from logsluice.errors import ConfigError, LogsluiceError
+from logsluice.tracing import SpanRow
 
 if TYPE_CHECKING:
     import argparse
@@ -93,7 +94,7 @@ def run(args: argparse.Namespace) -> int:
 def _compat(args: argparse.Namespace) -> str:
     """Return the SQL of the views, before them that of the tables that they read: no handler may have made these."""
     kinds = [getattr(contrib, name) for name in contrib.__all__ if hasattr(getattr(contrib, name), "__logtype__")]
-    tables = [kind.__logtype__.ddl(args.schema, args.partition, args.grant_to) for kind in kinds]
+    tables = [kind.__logtype__.ddl(args.schema, args.partition, args.grant_to) for kind in (*kinds, SpanRow)]
     return "\n".join([*tables, schema.compat(args.schema)])
 
 
