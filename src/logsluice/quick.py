@@ -469,9 +469,9 @@ class QuickWay:
     def _id_columns(self, ids: list[Any]) -> Any:
         if ids == NO_ID_VALUES:
             return NO_IDS
-        return "\t".join([NULL if text is None else text for text in self._id_texts(ids)])
+        return "\t".join([NULL if text is None else text for text in self.id_texts(ids)])
 
-    def _id_texts(self, ids: list[Any]) -> list[str | None]:
+    def id_texts(self, ids: list[Any]) -> list[str | None]:
         """Return ids as texts; raises for one that is not stored as it is."""
         texts: list[str | None] = []
         for value in ids:

@@ -222,7 +222,7 @@ class QuickLines(QuickWay):
 
     def _id_columns(self, ids: list[Any]) -> dict[str, str]:
         """Return the ids that are there, as JSON."""
-        texts = zip(ID_COLUMNS, self._id_texts(ids), strict=True)
+        texts = zip(ID_COLUMNS, self.id_texts(ids), strict=True)
         return {column: encode_basestring(text) for column, text in texts if text is not None}
 
     def _end(self, ids: Any, parts: list[str]) -> None:  # noqa: ARG002 - `spelled` makes it

@@ -17,7 +17,7 @@ from math import floor
 from typing import TYPE_CHECKING, Any
 
 from logsluice import context
-from logsluice.capture import GET_MESSAGE, ID_COLUMNS, in_range, utc_second
+from logsluice.capture import GET_MESSAGE, ID_COLUMNS, ambient_ids, in_range, utc_second
 from logsluice.encoding import NULL, JsonWriter, Marks, copy_text
 from logsluice.quick import QUICK_FRAME, STANDARD_COUNT, THREE_DIGITS
 
@@ -39,12 +39,6 @@ class NotPlainError(Exception):
     """The value is none for this way."""
 
 
-def _text(value: str) -> str:
-    if "\0" in value:
-        raise NotPlainError
-    return copy_text(value)
-
-
 def _float(value: float) -> str:
     text = float.__repr__(value)
     if text[-1] in "fn":  # inf, nan
@@ -54,7 +48,7 @@ def _float(value: float) -> str:
 
 # Exact types only: a subclass may say anything in its own methods.
 _TEXTS: dict[type, Callable[[Any], str]] = {
-    str: _text,
+    str: copy_text,
     int: repr,
     float: _float,
     bool: {True: "true", False: "false"}.__getitem__,
@@ -140,9 +134,10 @@ def made(
                 return None
             if len(sys.modules) != quick.modules:
                 quick.look_around()
-            if quick.ambient:
-                return None
             ids, rest = ids_and_rest(context.get())
+            if quick.ambient and (found := ambient_ids()):
+                others = quick.id_texts([found.get(column) for column in ID_COLUMNS])
+                ids = [mine if mine != NULL else other or NULL for mine, other in zip(ids, others, strict=True)]
             second, micros = divmod(floor(record.created * 1e6), 1_000_000)
             texts = [
                 f"{moment_of(second)}{THREE_DIGITS[micros // 1000]}{THREE_DIGITS[micros % 1000]}Z",
@@ -165,7 +160,8 @@ def made(
             if "://" in line and redactor.active:
                 return None
             frame = f"{line}\n".encode()
-            return frame if len(frame) <= longest else None
+            # A NUL would end the segment. The encoder has refused lone surrogates.
+            return frame if len(frame) <= longest and 0 not in frame else None
         except Exception:
             return None  # the whole way takes anything
 

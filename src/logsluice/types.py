@@ -398,7 +398,11 @@ def _checker(kind: type, sql: str) -> Callable[[Any], str | None] | None:
             return None
         if not isinstance(value, allowed) or (isinstance(value, bool) and not issubclass(kind, bool)):
             return f"is a {type(value).__name__}, not a {kind.__name__}"
-        if isinstance(value, int) and kind is int and abs(value) > RANGES.get(sql or "bigint", BIGINT):
+        if (
+            isinstance(value, int)
+            and kind is int
+            and not -RANGES.get(sql, BIGINT) - 1 <= value <= RANGES.get(sql, BIGINT)
+        ):
             return f"is out of the range of {sql or 'bigint'}"
         return None
 

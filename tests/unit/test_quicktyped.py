@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from logsluice import context, quicktyped, types
+from logsluice import capture, context, quicktyped, types
 from logsluice.buffer import Buffer
 from logsluice.capture import Rules
 from logsluice.columns import typed_target
@@ -93,6 +93,7 @@ def test_both_ways_give_the_same_bytes(instance, bound, which, name):
     record = record_of(instance, name=f"shop.{name}")
     context.clear()
     context.bind(**bound)
+    assert not KIND.__logtype__.problems(instance)  # else it is not given to this way
     quick = short(record, 5)
     if quick is not None:
         assert quick == intake.whole(record, 5)
@@ -105,6 +106,20 @@ def test_ordinary_instances_do_go_the_quick_way():
     for values in ({}, {"text": "a\tb", "number": 7, "share": 0.5, "flag": True, "key": key, "pairs": {"a": [1]}}):
         record = record_of(KIND(**values))
         assert short(record, 9) == intake.whole(record, 9) is not None
+
+
+def test_ids_of_other_libraries_fill_what_nothing_was_bound_for(monkeypatch):
+    """Programs with OpenTelemetry or Celery have them all the time."""
+    found = {"trace_id": "f" * 32, "span_id": "e" * 16}
+    for module in (capture, quicktyped):
+        monkeypatch.setattr(module, "ambient_ids", found.copy)
+    intake, short = intake_of()
+    monkeypatch.setattr(intake.quick, "look_around", lambda: None)
+    intake.quick.ambient = True
+    context.bind(trace_id="a" * 32)
+    record = record_of(KIND(text="a"))
+    assert short(record, 9) == intake.whole(record, 9) is not None
+    assert b"\t" + b"a" * 32 + b"\t" + b"e" * 16 + b"\t" in short(record, 9)
 
 
 @pytest.mark.parametrize(
