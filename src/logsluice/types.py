@@ -364,7 +364,7 @@ def _sql_of(name: str, kind: type) -> str:
     for one, sql in _SQL:
         if issubclass(kind, one):
             return sql
-    if dataclasses.is_dataclass(kind):
+    if dataclasses.is_dataclass(kind) or hasattr(kind, "model_fields"):
         return "jsonb"
     raise ConfigError(
         f"@logtype: no column for {name}: {kind.__name__}; say it: Annotated[{kind.__name__}, Sql('text')]"
