@@ -252,6 +252,15 @@ def far(found):
     return table(["records/s, round trip added", *(f"{count} connections" for count in counts)], lines)
 
 
+def fanout(found):
+    runs = found.rows("fanout")
+    lines = [
+        [what.partition(": ")[2], *(number(run[what]["measured"]) for run in runs)]
+        for what in sorted(runs[0], key=lambda what: runs[0][what]["measured"])
+    ]
+    return table(["added to a call with two extras, µs", *(f"run {n + 1}" for n in range(len(runs)))], lines)
+
+
 def batches(found):
     rates = {
         (one["delay_ms"], one["batch_bytes"]): statistics.median(one["records_per_second"])
@@ -297,6 +306,7 @@ SECTIONS = {
     "goals": Section(goals, ()),
     "call": Section(call, ("call_overhead",), "What our handler adds to a logging call, of what QueueHandler adds"),
     "instructions": Section(instructions, ("instructions",)),
+    "fanout": Section(fanout, ("fanout",)),
     "profile": Section(profile, ("profile", "profile_before"), "Instructions of a call before and after", all_of=True),
     "stall": Section(stall, ("stall",), "How long a logging call takes: p50, p99, p99.9 and the longest"),
     "peers": Section(peers, ("peers",), "Records a second until all are committed, and what kill -9 loses"),
