@@ -21,8 +21,10 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import inspect
 import logging
 import re
+import sys
 import types
 import typing
 import uuid
@@ -288,14 +290,22 @@ def _described(kind: type, table: str, retention: Any, indexes: tuple[Any, ...])
 
 def _annotated(kind: Any) -> list[tuple[str, Any, str]]:
     """Return (name, annotation, what it means) of each field."""
-    try:
-        hints = typing.get_type_hints(kind, include_extras=True)
-    except NameError as error:
-        raise ConfigError(f"@logtype: an annotation of {kind.__name__} cannot be read: {error}") from None
     model: Any = getattr(kind, "model_fields", None)  # pydantic's
     if model is not None:
-        return [(name, hints[name], one.description or "") for name, one in model.items()]
-    return [(one.name, hints[one.name], str(one.metadata.get("doc", ""))) for one in dataclasses.fields(kind)]
+        found = [(name, one.description or "") for name, one in model.items()]
+    else:
+        found = [(one.name, str(one.metadata.get("doc", ""))) for one in dataclasses.fields(kind)]
+    hints: dict[str, Any] = {}
+    for base in reversed(kind.__mro__):
+        # Of the fields alone: Python 3.10 refuses a class that has an InitVar.
+        mine = {name: one for name, one in inspect.get_annotations(base).items() if name in dict(found)}
+        space = vars(sys.modules[base.__module__]) if base.__module__ in sys.modules else {}
+        try:
+            holder = types.SimpleNamespace(__annotations__=mine)
+            hints |= typing.get_type_hints(holder, space, dict(vars(base)), include_extras=True)
+        except NameError as error:
+            raise ConfigError(f"@logtype: an annotation of {kind.__name__} cannot be read: {error}") from None
+    return [(name, hints[name], doc) for name, doc in found]
 
 
 def _name(what: str, name: str) -> None:
