@@ -638,6 +638,11 @@ class BaseHandler(logging.Handler):
         return self._settings.shutdown_timeout
 
     @property
+    def fallback(self) -> str | None:
+        """Name of the handler of last resort, if there is one."""
+        return self._settings.fallback
+
+    @property
     def pressure(self) -> float:
         """How full the (fullest) buffer is, 0.0 to 1.0. For request handlers that would rather shed load than drop."""
         return max((route.buffer.pressure for _, listener in self._pairs for route in listener.routes), default=0.0)

@@ -235,12 +235,15 @@ def deliver(instance: Any, level: int = logging.INFO, *, created: float | None =
     record = logging.LogRecord(kind.table, level, "", 0, instance, None, None)
     if created is not None:
         record.created = created
+    places = {handler: handler.typed_at(kind) for handler in lifecycle.handlers()}
+    # One of last resort gets what the other gives up, and no copy of what that one stores.
+    spare = {handler.fallback for handler, place in places.items() if place is not None}
     taken = set()
-    for handler in lifecycle.handlers():
-        where = handler.typed_at(kind)
-        if where is not None and where not in taken and level >= handler.level:
-            taken.add(where)
-            handler.handle(record)
+    for handler, place in places.items():
+        if place is None or place in taken or level < handler.level or handler.get_name() in spare - {None}:
+            continue
+        taken.add(place)
+        handler.handle(record)
 
 
 def snake(name: str) -> str:

@@ -264,6 +264,15 @@ def test_deliver_needs_no_logger_and_stores_once_for_each_place(dsn):
     assert visits(dsn) == [5]
 
 
+def test_a_fallback_gets_no_copy(dsn, empty_dsn):
+    with Shop(empty_dsn) as other, Shop(dsn, fallback="of-last-resort") as shop:
+        other.handler.set_name("of-last-resort")
+        deliver(Visit(5))
+        assert shop.flush()
+        assert other.handler.stats().offered == 0
+    assert visits(dsn) == [5]
+
+
 PROGRAM = """
 import logging, logging.config, os, signal, sys
 from logsluice.types import logtype
