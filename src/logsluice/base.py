@@ -366,7 +366,7 @@ class BaseHandler(logging.Handler):
         target = self._typed_target(kind)
         if target is None:
             return None
-        if self._settings.journal is None and not listener.family.has_room(self._settings.capacity_bytes):
+        if self._settings.journal is None and not listener.family.has_room():
             return functools.partial(self._no_room, listener)
         made = self._route(listener, kind.table, target)
         route = listener.typed_routes.setdefault(kind, made)

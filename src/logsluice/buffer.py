@@ -60,9 +60,10 @@ class Family:
         self.buffers: list[Buffer] = []
         self._claims: dict[Segment, tuple[Buffer, int]] = {}  # sealed segment -> bytes of the next, being made
 
-    def has_room(self, capacity_bytes: int) -> bool:
+    def has_room(self) -> bool:
         """Whether another buffer may begin."""
-        return sum(one.held_bytes() for one in self.buffers) + FIRST_SEGMENT <= capacity_bytes
+        limit = self.buffers[0].capacity_bytes
+        return sum(one.held_bytes() for one in self.buffers) + first_size(limit) <= limit
 
     def others(self, buffer: Buffer) -> int:
         """Return how many bytes the others hold, or are about to."""
@@ -86,6 +87,11 @@ class Family:
 
 class RefusedError(Exception):
     """There is no room for a record, and it may go to the fallback. The arguments are the reason and the buffer."""
+
+
+def first_size(capacity_bytes: int) -> int:
+    """Return how many bytes a buffer's first segment has."""
+    return min(FIRST_SEGMENT, capacity_bytes // 8)
 
 
 def position(number: int, offset: int) -> int:
@@ -247,7 +253,7 @@ class Buffer:
         self._full = False  # no room for anybody; set by writers, cleared by `settle`
         self.full_reason = "full"  # what a drop for want of room is counted as
         # Listener only.
-        self._oldest = self._first(min(FIRST_SEGMENT, capacity_bytes // 8))
+        self._oldest = self._first(first_size(capacity_bytes))
         self._read = self._oldest.start  # offset in the oldest segment up to which all is settled
         self.rows_settled = 0  # frames that left the buffer, whatever became of them
         self.own_rows = 0  # frames that the listener itself put in: drop markers

@@ -54,7 +54,8 @@ class Listener(logging.handlers.QueueListener):
         self.settings = settings
         self.diagnostics = diagnostics
         self.ledger = Ledger()
-        self._routes: dict[str, Route] = {}  # by name; filled by any thread, single operations only
+        # By stream: a module that is loaded again declares its typed logs again. Any thread, single operations only.
+        self._routes: dict[int, Route] = {}
         # Typed logs: what was made for each, and what takes their records in once all is ready. Any thread.
         self.typed_routes: dict[LogType, Route] = {}
         self.typed_ways: dict[LogType, Callable[..., bool]] = {}
@@ -77,7 +78,7 @@ class Listener(logging.handlers.QueueListener):
         self.thread_id: int | None = None  # of the thread, once it runs
         self._starter: dict[str, object] = {}  # setdefault elects the one that starts the thread
         self._runner: dict[str, object] = {}  # setdefault elects the one that runs: the thread, or a closing caller
-        self._waiters: deque[tuple[dict[str, int], Callable[[], None]]] = deque()  # flush: (positions, call)
+        self._waiters: deque[tuple[dict[int, int], Callable[[], None]]] = deque()  # flush: (positions, call)
         # Around connecting, for all routes; each route has its own for its table.
         self.breaker = self.new_breaker()
         self._last_sweep = time.monotonic()
@@ -87,7 +88,7 @@ class Listener(logging.handlers.QueueListener):
     def add(self, route: Route) -> None:
         """Serve a route of this process; its figures go into the handler's book. Any thread, any number of times."""
         route.ledger = self.ledger
-        self._routes[route.name] = route
+        self._routes[route.buffer.stream] = route
 
     def drop(self, route: Route) -> None:
         """Let go of a route that no record went to."""
@@ -177,15 +178,19 @@ class Listener(logging.handlers.QueueListener):
 
     def when_settled(self, call: Callable[[], None]) -> bool:
         """Call `call` once all that is in the buffers now is settled. If it is already, return True and do not call."""
-        goal = {route.name: route.buffer.tail() for route in self.routes}
+        goal = self._tails()
         if self._reached(goal):
             return True
         self._waiters.append((goal, call))
         self.hurry()
         return self._reached(goal)
 
-    def _reached(self, goal: dict[str, int]) -> bool:
-        return all(route.buffer.settled >= goal[route.name] for route in self.routes if route.name in goal)
+    def _tails(self) -> dict[int, int]:
+        """Return where each route's buffer ends now, by its stream."""
+        return {stream: route.buffer.tail() for stream, route in list(self._routes.items())}
+
+    def _reached(self, goal: dict[int, int]) -> bool:
+        return all(self._routes[stream].buffer.settled >= tail for stream, tail in goal.items())
 
     # --- the thread ---------------------------------------------------------------------------------------------
 
@@ -303,8 +308,10 @@ class Listener(logging.handlers.QueueListener):
             route.look(now)
         linger = self._last_sweep + self.settings.linger
         # What was tried before waits for no company: else a flush after one failed attempt would last for `linger`.
-        tried = {route.name for route in waiting if route.retries or route.batch is not None}
-        return min(self._opens(route) if route.name in tried else max(linger, self._opens(route)) for route in waiting)
+        return min(
+            self._opens(route) if route.retries or route.batch is not None else max(linger, self._opens(route))
+            for route in waiting
+        )
 
     def _adopted_due(self, now: float) -> float | None:
         """Return when an orphan may be served, or looked for; None without a journal."""
@@ -368,7 +375,7 @@ class Listener(logging.handlers.QueueListener):
             route.look(now)
             if isinstance(route.buffer, JournalBuffer):
                 self._care_for(route.buffer)  # first: to read what somebody truncated would be SIGBUS
-        goal = {route.name: route.buffer.tail() for route in self.routes}
+        goal = self._tails()
         while (ready := self._next_route(goal)) is not None:
             self._deliver(ready)
         for route in list(self.adopted):
@@ -417,14 +424,16 @@ class Listener(logging.handlers.QueueListener):
             every=0,
         )
 
-    def _next_route(self, goal: dict[str, int]) -> Route | None:
+    def _next_route(self, goal: dict[int, int]) -> Route | None:
         now = time.monotonic()
         if self._deadline is not None and now >= self._deadline:
             return None
         ready = [
             route
-            for route in self.routes
-            if route.buffer.settled < goal.get(route.name, 0) and self.breaker.allows(now) and route.breaker.allows(now)
+            for stream, tail in goal.items()
+            if (route := self._routes[stream]).buffer.settled < tail
+            and self.breaker.allows(now)
+            and route.breaker.allows(now)
         ]
         return min(ready, key=lambda route: route.waiting_since() or now, default=None)
 

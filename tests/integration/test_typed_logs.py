@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 import uuid
 from dataclasses import dataclass, field
@@ -254,6 +255,28 @@ def test_all_routes_share_one_limit(dsn):
         stats = shop.stats
         stored = len(visits(dsn)) + shop.query("SELECT count(*) FROM logsluice.logs WHERE logger <> 'logsluice'")[0][0]
         assert (stored, stats.stored + stats.dropped) == (stats.stored, stats.offered)
+
+
+def test_a_module_loaded_again_takes_nothing_from_what_waits(dsn):
+    """Its types are declared again, and have the names of the old: one must not take the other's place."""
+    with Proxy(dsn) as proxy, Shop(proxy.dsn) as shop:
+        proxy.refuse()
+        for tid in range(0, 600, 2):
+            shop.logger.info(Visit(tid))
+            shop.logger.info(again()(tid=tid + 1))
+        proxy.heal()
+        assert shop.flush()
+        stats = shop.stats
+        assert (stats.offered, stats.stored, stats.waiting) == (600, 600, 0)
+    assert visits(dsn) == list(range(600))
+
+
+@functools.cache
+def again():
+    """Visit, declared a second time."""
+    fields = {"tid": int, "note": str | None}
+    kind = type("Visit", (), {"__module__": __name__, "__annotations__": fields, "note": None})
+    return logtype(table="visit")(kind)
 
 
 def test_deliver_needs_no_logger_and_stores_once_for_each_place(dsn):

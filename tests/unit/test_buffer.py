@@ -16,7 +16,7 @@ from collections import deque
 import pytest
 
 from logsluice import buffer as module
-from logsluice.buffer import Batch, Buffer, Segment, Tally, position
+from logsluice.buffer import Batch, Buffer, Family, Segment, Tally, position
 from support.buffers import LIMIT, MIB, at_every_line, drain, law, log, numbers, run
 
 
@@ -852,3 +852,33 @@ def test_what_waits_is_counted(small):
     assert buffer.rows_waiting() == 17
     drain(buffer)
     assert buffer.waiting_bytes() == buffer.rows_waiting() == 0
+
+
+# --- buffers that share a limit ------------------------------------------------------------------------------------------
+
+
+def test_a_family_has_room_for_another_while_its_limit_allows_a_first_segment():
+    family = Family()
+    size = 2 * 1024 * 1024
+    first = Buffer(stream=1, capacity_bytes=size, family=family)
+    assert family.has_room()
+    while first.put(b"x" * 1000 + b"\n", logging.ERROR):
+        pass
+    assert first.held_bytes() == size
+    assert not family.has_room()
+    first.discard()
+
+
+def test_what_one_of_a_family_holds_another_cannot_have():
+    family = Family()
+    one, other = (Buffer(stream=n, capacity_bytes=2 * 1024 * 1024, family=family) for n in (1, 2))
+    while one.put(b"x" * 1000 + b"\n", logging.ERROR):
+        pass
+    while other.put(b"x" * 1000 + b"\n", logging.ERROR):
+        pass
+    assert one.held_bytes() + other.held_bytes() == 2 * 1024 * 1024
+    assert other.held_bytes() == 256 * 1024  # its first segment
+    one.discard()
+    other.relieve()
+    assert other.put(b"x" * 1000 + b"\n", logging.ERROR)
+    other.discard()
