@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import InitVar, field
 from typing import Literal
 
+from logsluice.capture import safe_str, type_name
 from logsluice.types import logtype
 
 # The ones that dashboards and alerts may count on. `activity_type` is text: a program adds its own.
@@ -57,20 +58,6 @@ class Activity:
             return
         self.activity_status = "error"
         if self.error_type is None:
-            self.error_type = error_type(error)
+            self.error_type = type_name(error)
         if self.error_message is None:
-            self.error_message = error_message(error)
-
-
-def error_type(error: BaseException) -> str:
-    """Return the type's name with its module, as `logs.exc_type` has it."""
-    kind = type(error)
-    return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
-
-
-def error_message(error: BaseException) -> str:
-    """Return the exception's text, a placeholder if its `__str__` raises: this runs while an error is handled."""
-    try:
-        return str(error)
-    except Exception as failure:
-        return f"<unprintable {type(error).__name__}: {type(failure).__name__}>"
+            self.error_message = safe_str(error)  # its __str__ may raise, and an error is being handled
