@@ -15,8 +15,6 @@ import json
 import sys
 from typing import TYPE_CHECKING
 
-import psycopg
-
 from logsluice import traces
 from logsluice.cli import common
 from logsluice.cli.tail import INDENT, name, paint, say_anything, split, visible, wants_colour
@@ -41,10 +39,8 @@ def run(args: argparse.Namespace) -> int:
     """Print the tree; 1 when there is no such trace."""
     with common.connect(args) as conn:
         where = f"schema {quote(args.schema)} in database {quote(conn.info.dbname)}"
-        try:
+        with common.said(f"cannot read {where}"):
             found = traces.read(conn, args.trace_id, schema=args.schema)
-        except psycopg.Error as error:
-            raise LogsluiceError(f"cannot read {where}: {common.reason(error)}") from None
     if found is None:
         raise LogsluiceError(
             f"nothing of trace {visible(args.trace_id)} is stored in {where}; a span is stored when it ends, and "
