@@ -7,6 +7,7 @@ import sys
 import psycopg
 import pytest
 
+from logsluice import tracing, types
 from logsluice.cli import main
 
 DECLARED = """
@@ -36,6 +37,18 @@ def test_what_it_prints_makes_the_table_and_lets_a_role_write(dsn, module, capsy
         granted = conn.execute("SELECT has_table_privilege('public_role_of_nobody', 'logsluice.parcel', 'INSERT')")
         assert granted.fetchone() == (True,)
         conn.rollback()
+
+
+def test_it_prints_what_the_module_declares_and_no_more(capsys):
+    def tables(name):
+        assert main(["types", name]) == 0
+        printed = capsys.readouterr().out
+        return {table for table in types.known if f'CREATE TABLE IF NOT EXISTS "logsluice"."{table}"' in printed}
+
+    activity = "logsluice.contrib.activity"
+    shipped = {"activity", "admin_activity", "api_request", "job_log", "message_event", "system_event"}
+    assert (tables("logsluice.contrib"), tables(activity)) == (shipped, {"activity"})
+    assert tables(tracing.__name__) == {"spans"}
 
 
 @pytest.mark.parametrize(

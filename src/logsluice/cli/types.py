@@ -35,9 +35,8 @@ def run(args: argparse.Namespace) -> int:
             importlib.import_module(name)
         except ImportError as error:
             raise ConfigError(f"module {name!r} cannot be imported: {error}") from None
-        mine = [
-            kind for kind in types.known.values() if kind.kind.__module__.partition(".")[0] == name.partition(".")[0]
-        ]
+        # Of the module and what is below it: another part of its package may declare what nobody asked for.
+        mine = [kind for kind in types.known.values() if f"{kind.kind.__module__}.".startswith(f"{name}.")]
         if not mine:
             raise ConfigError(f"module {name!r} declares no typed log: decorate a class with logsluice.types.logtype")
         found += mine
