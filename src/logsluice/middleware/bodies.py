@@ -77,17 +77,17 @@ class Bodies:
 class Body:
     """What has passed by of one body."""
 
-    __slots__ = ("_kept", "_limit", "size")
+    __slots__ = ("_kept", "limit", "size")
 
     def __init__(self, limit: int) -> None:
-        self._limit = limit  # bytes; 0 only counts
+        self.limit = limit  # bytes; 0 only counts
         self._kept = bytearray()
         self.size = 0  # bytes
 
     def add(self, data: bytes) -> None:
         """Take note of a piece."""
         self.size += len(data)
-        room = self._limit - len(self._kept)
+        room = self.limit - len(self._kept)
         if room > 0:
             self._kept += data[:room]
 

@@ -11,12 +11,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from logsluice import context, tracing
+from logsluice import context, traceparent, tracing
 from logsluice.middleware.jobs import MARK, Job
 from logsluice.middleware.requests import say
 
 _running: dict[str, tuple[tracing.Span, list[Any]]] = {}  # id of a task that runs here -> its span, what it entered
-_IDS = ("traceparent", "tracestate")
+_IDS = (traceparent.TRACEPARENT, traceparent.TRACESTATE)
 
 
 def connect() -> None:
@@ -53,7 +53,7 @@ def _begin(task_id: str = "", task: Any = None, **_more: Any) -> None:
     try:
         # Not `request.headers` alone: a task called in the same process, by `apply`, has none.
         headers = {name: value for name in _IDS if isinstance(value := task.request.get(name), str)}
-        span = tracing.start_span(task.name, tracing.extract(headers) if headers else None)
+        span = tracing.start_span(task.name, tracing.extract(headers))
         entered: list[Any] = [context.bound(correlation_id=task_id), tracing.use(span)]
         for one in entered:
             one.__enter__()

@@ -20,7 +20,7 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from logsluice import context, tracing
+from logsluice import context, traceparent, tracing
 from logsluice.buffer import Tally
 from logsluice.capture import safe_str
 from logsluice.config import refuse_unknown
@@ -102,7 +102,7 @@ class Middleware:
         self._slow = math.inf if slow_ms is None else _number("slow_ms", slow_ms, math.inf)
         self.proxies = Proxies(trusted_proxies, forwarded_header.lower())
         self.bodies = Bodies(body_types, body_bytes, redact)
-        self.keeps_bodies = request_body
+        self._keeps_bodies = request_body
         if not re.fullmatch(r"[A-Za-z0-9-]+", request_id_header):
             raise ConfigError(f"request_id_header must be the name of a header, got {request_id_header!r}")
         self.id_header = request_id_header
@@ -135,12 +135,11 @@ class Middleware:
         exchange.content_type = headers.get("content-type", "")
         length = headers.get("content-length", "")
         exchange.length = int(length) if length.isascii() and length.isdigit() and len(length) < 19 else None
-        keep = self.keeps_bodies and self.bodies.wants(exchange.content_type)
+        keep = self._keeps_bodies and self.bodies.wants(exchange.content_type)
         exchange.body = Body(self.bodies.limit if keep else 0)
         given = headers.get(self.id_header.lower(), "")
         exchange.id = given if _ID.fullmatch(given) else uuid.uuid4().hex
-        parent = tracing.extract(headers) if "traceparent" in headers else None
-        exchange.span = tracing.start_span(exchange.method, parent)
+        exchange.span = tracing.start_span(exchange.method, tracing.extract(headers))
 
     def write(self, exchange: Exchange, error: BaseException | None) -> None:
         """Write the row and end the span, unless that was done. May raise."""
@@ -178,7 +177,7 @@ class Middleware:
     ) -> ApiRequest:
         body = exchange.body
         kept = None
-        if self.keeps_bodies and body.size and self.bodies.wants(exchange.content_type):
+        if body.limit and body.size:
             kept = self.bodies.text(exchange.content_type, body.kept, body.size)
         return ApiRequest(
             method=exchange.method,
@@ -254,12 +253,7 @@ class Exchange:
 
     def headers_out(self) -> dict[str, str]:
         """Return the headers that are added to the answer."""
-        found = {self.log.id_header: self.id}
-        traced: dict[str, str] = {}
-        tracing.inject(traced, self.span)
-        if "traceparent" in traced:
-            found["traceparent"] = traced["traceparent"]
-        return found
+        return {self.log.id_header: self.id, traceparent.TRACEPARENT: traceparent.write(self.span.context)}
 
 
 _NOT_OPTIONS = {"app", "unknown"}

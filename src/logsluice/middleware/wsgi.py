@@ -54,7 +54,7 @@ class LogMiddleware(Middleware):
                 if (value := environ.get("HTTP_" + name.upper().replace("-", "_"))) is not None:
                     headers[name] = value
             self.begin(made, headers, environ.get("REMOTE_ADDR", ""))
-            made.watch_input(keep=self.keeps_bodies and self.bodies.wants(made.content_type))
+            made.watch_input()
             made.run(made.enter)
             return made
         except Exception as error:
@@ -83,9 +83,9 @@ class _Request(Exchange):
 
         return file_wrapper
 
-    def watch_input(self, *, keep: bool) -> None:
+    def watch_input(self) -> None:
         """Look at the body as the application reads it, if it is to be kept or nothing else says its size."""
-        if keep or "HTTP_TRANSFER_ENCODING" in self._environ:
+        if self.body.limit or "HTTP_TRANSFER_ENCODING" in self._environ:
             self._environ["wsgi.input"] = _Input(self._environ["wsgi.input"], self.body.add)
 
     def route(self) -> str | None:
@@ -148,11 +148,10 @@ class _Request(Exchange):
 
     def over(self, error: BaseException | None) -> None:
         """Write the row; the request's context ends with the request."""
-        if error is None and self.error is None and self.ended is None:
-            if self.method == "HEAD" or (self._length is not None and self.sent >= self._length):
-                pass  # some servers do not ask for more than they need
-            else:
-                self.disconnected()
+        # Some servers do not ask for more than they need.
+        whole = self.method == "HEAD" or (self._length is not None and self.sent >= self._length)
+        if error is None and self.error is None and self.ended is None and not whole:
+            self.disconnected()
         self.run(self.write, error)
 
 
