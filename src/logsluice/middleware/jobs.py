@@ -211,15 +211,14 @@ class Job:
             metadata["error"] = error
         if status in {"done", "failed"}:
             metadata["duration_ms"] = round((time.perf_counter() - run.started) * 1000, 3)
-        fields = {"message": f"{self._function.__name__} {status}", **run.fields, "metadata": metadata}
+        fields = {"message": f"{self._function.__name__} {status}", **run.fields}
         try:
             fields["job_id"] = uuid.UUID(run.id)
         except ValueError:
             fields.pop("job_id", None)
             metadata["job_id"] = run.id  # the column is a uuid
-        return JobLog(**{key: value for key, value in fields.items() if key != "metadata"}, metadata={
-            key: value for key, value in metadata.items() if value is not None
-        })  # fmt: skip
+        fields["metadata"] = {key: value for key, value in metadata.items() if value is not None}
+        return JobLog(**fields)
 
 
 class _Run:
