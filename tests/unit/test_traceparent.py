@@ -25,7 +25,7 @@ def test_what_is_injected_is_what_is_extracted(given_ids, state, name):
     headers = {name: "old", "TraceState": "old=1", "Accept": "*/*"}
     inject(headers, context)
     assert extract(headers) == context
-    assert len(headers) == 3 if state else 2
+    assert len(headers) == (3 if state else 2)
 
 
 @given(st.text(), st.text())
