@@ -168,9 +168,10 @@ def test_a_client_that_left_is_seen_by_sending_too(make, rows):
     assert rows.one.error.startswith("client disconnected")
 
 
-def test_a_disconnect_behind_the_last_byte_is_none(make, rows):
+@pytest.mark.parametrize("status", [200, 500])  # of 500 and above the row is still to be written then
+def test_a_disconnect_behind_the_last_byte_is_none(make, rows, status):
     async def app(_scope, receive, send):
-        await send(start(200))
+        await send(start(status))
         await send(body(b"all"))
         assert (await receive())["type"] == "http.disconnect"
 
