@@ -223,6 +223,43 @@ def test_functions_and_pools_take_along_what_is_bound():
         assert asyncio.run(main()) == {"b": 2}
 
 
+def test_a_carried_function_may_run_twice_at_a_time():
+    """A context is one thread's at a time: each call has a copy."""
+    with context.bound(a=1):
+        work = context.carried(lambda again: work(False) if again else context.current())
+    assert work(True) == {"a": 1}
+
+
+def test_a_decorated_generator_that_is_left_ends_with_its_values():
+    """Not with those of whoever closes it."""
+    seen = []
+
+    @context.bound(a=1)
+    def generator():
+        try:
+            yield
+        finally:
+            seen.append(context.current())
+
+    @context.bound(a=2)
+    async def async_generator():
+        try:
+            yield
+        finally:
+            seen.append(context.current())
+
+    async def main():
+        running = async_generator()
+        await running.__anext__()
+        await running.aclose()
+
+    running = generator()
+    next(running)
+    running.close()
+    asyncio.run(main())
+    assert seen == [{"a": 1}, {"a": 2}]
+
+
 def test_structlogs_names_are_the_same_functions():
     """A program that changes over changes an import."""
     context.bind_contextvars(a=1, b=2)

@@ -121,6 +121,7 @@ def test_an_exception_in_the_middle_of_an_answer(make, rows):
 def test_an_error_that_the_application_answered_for_can_be_noted(make, rows):
     async def app(_scope, _receive, send):
         note_error(KeyError("order"))
+        note_error(ValueError("the answer for it"))
         await send(start(500))
         await send(body())
 
@@ -179,8 +180,11 @@ def test_a_disconnect_behind_the_last_byte_is_none(make, rows, status):
     assert rows.one.error is None
 
 
-def test_a_task_that_is_cancelled(make, rows):
-    async def app(*_):
+@pytest.mark.parametrize(("first", "level"), [([], logging.ERROR), ([start(200)], logging.WARNING)])
+def test_a_task_that_is_cancelled(make, rows, first, level):
+    async def app(_scope, _receive, send):
+        for message in first:
+            await send(message)
         await asyncio.Event().wait()
 
     async def main():
@@ -191,7 +195,7 @@ def test_a_task_that_is_cancelled(make, rows):
             await task
 
     asyncio.run(main())
-    assert rows.one.error == "CancelledError"
+    assert (rows.one.error, rows.last_level) == ("CancelledError", level)
 
 
 def test_files_that_the_server_sends_and_trailers(make, rows):
@@ -199,8 +203,13 @@ def test_files_that_the_server_sends_and_trailers(make, rows):
     served(make(answering(start(200, [length]), {"type": "http.response.pathsend", "path": "/etc/hosts"})))
     assert rows.all[-1].response_bytes == 4096
     end = {"type": "http.response.trailers", "headers": [], "more_trailers": False}
-    sent = served(make(answering(start(200, trailers=True), body(b"x"), end)))
-    assert sent[-1] == end
+
+    async def app(_scope, _receive, send):
+        for message in (start(200, trailers=True), body(b"x"), end):
+            assert len(rows.all) == 1, "the one of before"
+            await send(message)
+
+    assert served(make(app))[-1] == end
     assert [row.error for row in rows.all] == [None, None]
 
 
