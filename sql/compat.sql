@@ -75,7 +75,7 @@ COMMENT ON COLUMN :"schema".api_logs.endpoint IS 'api_request.path: what was ask
 COMMENT ON COLUMN :"schema".api_logs.method IS 'api_request.method.';
 COMMENT ON COLUMN :"schema".api_logs.ip_address IS 'api_request.client_ip.';
 COMMENT ON COLUMN :"schema".api_logs.request_body IS 'api_request.request_body; NULL unless bodies are kept.';
-COMMENT ON COLUMN :"schema".api_logs.response_status IS 'api_request.status; NULL when no answer was sent.';
+COMMENT ON COLUMN :"schema".api_logs.response_status IS 'api_request.status.';
 COMMENT ON COLUMN :"schema".api_logs.response_time_ms IS 'api_request.duration_ms, milliseconds.';
 COMMENT ON COLUMN :"schema".api_logs.error_message IS 'api_request.error.';
 COMMENT ON COLUMN :"schema".api_logs.created_at IS 'api_request.ts.';

@@ -32,7 +32,7 @@ class SpanContext(NamedTuple):
     """What others must know of a span to be its children: ids, flags, the vendors' `tracestate` as it came."""
 
     trace_id: str  # 32 lower-case hexadecimal digits, not all zeros
-    span_id: str  # 16 lower-case hexadecimal digits, not all zeros
+    span_id: str  # 16 lower-case hexadecimal digits, not all zeros; "" where only the trace's id was bound
     flags: int = SAMPLED
     state: str = ""
 

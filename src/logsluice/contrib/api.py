@@ -9,12 +9,15 @@ from logsluice.types import logtype
 
 @logtype(table="api_request")
 class ApiRequest:
-    """One request that was answered, or was not: without a `status` the client got no answer."""
+    """One request, and how it was answered."""
 
     method: str = field(metadata={"doc": "GET, POST, ..."})
     path: str = field(metadata={"doc": "The path that was asked for, without the query."})
     route: str | None = field(default=None, metadata={"doc": "The route's template, /orders/{id}: groups requests."})
-    status: int | None = field(default=None, metadata={"doc": "Status of the answer; NULL: none was sent."})
+    status: int | None = field(
+        default=None,
+        metadata={"doc": "Status of the answer. Where none was sent the middleware says 499 (client left) or 500."},
+    )
     duration_ms: float | None = field(
         default=None, metadata={"doc": "From the request's start to the last byte of the answer, milliseconds."}
     )
