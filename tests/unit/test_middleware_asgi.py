@@ -12,28 +12,14 @@ from logsluice import context, tracing
 from logsluice.errors import ConfigError
 from logsluice.middleware import note_error, requests
 from logsluice.middleware.asgi import LogMiddleware
-from support.served import Rows, answering, body, scope, served, start, talk
+from support.served import answering, body, scope, served, start, talk
 
 PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
 
 @pytest.fixture
-def rows():
-    return Rows()
-
-
-@pytest.fixture
 def make(rows):
     return lambda app, **options: LogMiddleware(app, logger=rows.name_of_logger, **options)
-
-
-@pytest.fixture
-def said(monkeypatch):
-    """What was said on stderr."""
-    lines = []
-    monkeypatch.setattr("logsluice.diagnostics.write_line", lines.append)
-    monkeypatch.setattr(requests, "_diagnostics", requests.Diagnostics("middleware"))
-    return lines
 
 
 def test_a_request_is_one_row(make, rows):

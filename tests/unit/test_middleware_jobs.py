@@ -11,27 +11,13 @@ import pytest
 
 from logsluice.contrib import JobLog, MessageEvent
 from logsluice.errors import ConfigError
-from logsluice.middleware import jobs, requests
+from logsluice.middleware import jobs
 from logsluice.middleware.jobs import job, message_job
-from support.served import Rows
 
 
 class Order(NamedTuple):
     id: int
     email: str
-
-
-@pytest.fixture
-def rows():
-    return Rows()
-
-
-@pytest.fixture
-def said(monkeypatch):
-    lines = []
-    monkeypatch.setattr("logsluice.diagnostics.write_line", lines.append)
-    monkeypatch.setattr(requests, "_diagnostics", requests.Diagnostics("middleware"))
-    return lines
 
 
 def test_a_message_leaves_a_row_for_each_step(rows):

@@ -10,29 +10,15 @@ import wsgiref.validate
 import pytest
 
 from logsluice import context
-from logsluice.middleware import requests
 from logsluice.middleware.wsgi import LogMiddleware
-from support.served import Rows, Wsgi, environ
+from support.served import Wsgi, environ
 
 PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
 
 @pytest.fixture
-def rows():
-    return Rows()
-
-
-@pytest.fixture
 def make(rows):
     return lambda app, **options: LogMiddleware(app, logger=rows.name_of_logger, **options)
-
-
-@pytest.fixture
-def said(monkeypatch):
-    lines = []
-    monkeypatch.setattr("logsluice.diagnostics.write_line", lines.append)
-    monkeypatch.setattr(requests, "_diagnostics", requests.Diagnostics("middleware"))
-    return lines
 
 
 def answering(*pieces, status="200 OK", headers=()):
