@@ -304,7 +304,7 @@ class Scope:
 
     def __call__(self, function: Function) -> Function:
         """Return the function with a span around each call, around each whole run of a generator."""
-        return context.around(lambda: Scope(self._name, self._parent, dict(self._attributes)), function)
+        return context.around(lambda: Scope(self._name, self._parent, self._attributes), function)
 
 
 def _orderly(error: BaseException | None) -> bool:
