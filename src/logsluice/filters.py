@@ -16,7 +16,7 @@ F4  What is kept back is counted by reason and level, exactly: given = passed + 
     handler, so the law in accounting.py does not know it; `stats().suppressed_by` shows it beside.
 F5  RateLimitFilter and DuplicateFilter say it as well: a record "12 more were suppressed: ..." of the same logger,
     level and call site goes where the suppressed ones would have gone. No thread and no timer: it is written by the
-    first record through the filter after the window is over, by a PostgresHandler's flush and close, and at exit.
+    first record through the filter after the window is over, by the flush and close of a handler of ours, and at exit.
 F6  No lock is taken but those of the handlers that F5 writes to, and memory is bounded: each cache is filled by single
     operations of C, and may be re-entered by a signal handler at any place.
 """
