@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import dataclasses
 import io
 import json
 import re
@@ -13,9 +12,10 @@ import sys
 
 import pytest
 
-from logsluice.config import FileSettings, Settings
+from logsluice.config import FileSettings
 from support.files import LIMIT, find, lines_of, logging_to
 from support.howto import PAGES, Page, environment
+from support.tables import options_shown, own_options
 
 TEXT = (PAGES / "file.md").read_text(encoding="utf-8")
 
@@ -60,18 +60,9 @@ def test_the_configuration_for_stdout(page, tmp_path):
 
 def test_the_options_table_is_the_settings():
     """Every option of a file's own, with its default and its meaning, in the order of the code."""
-    rows = re.findall(r"^\| `(\w+)` \| (.*?) ?\| (.+) \|$", TEXT, re.MULTILINE)
-    shared = {field.name for field in dataclasses.fields(Settings)}
-    expected = []
-    for field in dataclasses.fields(FileSettings):
-        if field.name not in shared:
-            default = f"`0o{field.default:o}`" if field.name == "mode" else "" if field.name == "filename" else (
-                f'`"{field.default}"`' if isinstance(field.default, str) else f"`{field.default}`"
-            )  # fmt: skip
-            expected.append((field.name, default))
-    assert [row[:2] for row in rows] == expected
+    assert options_shown(TEXT) == own_options(FileSettings, mode="`0o640`")
     code = (PAGES.parents[1] / "src" / "logsluice" / "config.py").read_text(encoding="utf-8")
-    for name, _, meaning in rows:
+    for name, meaning in re.findall(r"^\| `(\w+)` \| .+? \| (.+) \|$", TEXT, re.MULTILINE):
         assert re.search(rf"^    {name}: .*  # {re.escape(meaning)}$", code, re.MULTILINE), (name, meaning)
 
 

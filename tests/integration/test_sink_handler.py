@@ -8,15 +8,16 @@ import sqlite3
 import subprocess
 import sys
 import threading
-from pathlib import Path
 
 import pytest
 
 from logsluice import ConfigError, SinkHandler
+from logsluice.config import SinkSettings
 from logsluice.delivery import Failure
 from logsluice.sinks import Outcome, Sink, SinkError, rows
-from support.howto import Page, environment
+from support.howto import PAGES, Page, environment
 from support.shop import LIMIT
+from support.tables import options_shown, own_options
 
 
 def lines_of(path):
@@ -213,6 +214,10 @@ def test_a_wrong_option_says_what_to_write(options, text):
     assert text in str(raised.value)
 
 
+def test_the_pages_table_of_options_is_the_settings():
+    """Every option of a SinkHandler's own, with its default, in the order of the code."""
+    assert options_shown((PAGES / "own-sink.md").read_text(encoding="utf-8")) == own_options(SinkSettings)
+
+
 def test_the_page_is_in_the_list():
-    pages = Path(__file__).parents[2] / "docs" / "howto"
-    assert "own-sink.md" in (pages / "README.md").read_text()
+    assert "own-sink.md" in (PAGES / "README.md").read_text(encoding="utf-8")

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+import logging
 import re
 from pathlib import Path
+
+from logsluice.config import GIB, KIB, MIB, Settings
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -30,3 +34,38 @@ def numbered(docstring):
 
 def rule_text(rule):
     return f"{rule_number(rule)}. {rule.__doc__.strip()}"
+
+
+# --- options --------------------------------------------------------------------------------------------------------
+
+
+def options_shown(text):
+    """What a page says of options: (name, default) of each row."""
+    return re.findall(r"^\| `(\w+)` \| (.+?) \| .+ \|$", text, re.MULTILINE)
+
+
+def options_of(kind, **shown):
+    """The same of settings, in the order of the code. `shown`: defaults that a page writes in another way."""
+    settings = kind()
+    return [
+        (field.name, shown.get(field.name) or _default(field.name, getattr(settings, field.name)))
+        for field in dataclasses.fields(kind)
+    ]
+
+
+def own_options(kind, **shown):
+    """Of these only what not all handlers share."""
+    shared = {field.name for field in dataclasses.fields(Settings)}
+    return [option for option in options_of(kind, **shown) if option[0] not in shared]
+
+
+def _default(name, value):
+    if name.endswith("_level"):
+        value = logging.getLevelName(value)
+    if dataclasses.is_dataclass(value):
+        return "see `config.Limits`"
+    if type(value) is int:
+        for unit, size in (("GiB", GIB), ("MiB", MIB), ("KiB", KIB)):
+            if value % size == 0:
+                return f"{value // size} {unit}"
+    return f'`"{value}"`' if isinstance(value, str) else f"`{value}`"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import random
 import re
 from email.utils import formatdate
@@ -16,6 +15,7 @@ from logsluice.errors import ConfigError
 from logsluice.handlers import HttpHandler
 from logsluice.httpconfig import HttpSettings, address_of
 from logsluice.sinks.replies import Reply, failure_of, retry_after
+from support.tables import options_shown, own_options
 
 ROOT = Path(__file__).parents[2]
 URL = "https://logs.example.com/in"
@@ -135,19 +135,8 @@ def test_a_target_is_as_a_request_wants_it():
 
 def test_the_table_of_options_is_the_settings():
     """Every option of HTTP's own is in the page's table with its default, in the order of the code."""
-    from logsluice.config import MIB, Settings
-
     page = (ROOT / "docs" / "howto" / "http.md").read_text()
-    rows = re.findall(r"^\| `(\w+)` \| (.+?) \| .+ \|$", page, re.MULTILINE)
-    shared = {field.name for field in dataclasses.fields(Settings)}
-
-    def shown(value):
-        if type(value) is int and value % MIB == 0:
-            return f"{value // MIB} MiB"
-        return f'`"{value}"`' if isinstance(value, str) else f"`{value}`"
-
-    own = [field for field in dataclasses.fields(HttpSettings) if field.name not in shared]
-    assert rows == [(field.name, shown(field.default)) for field in own]
+    assert options_shown(page) == own_options(HttpSettings)
 
 
 # --- what a status means ---------------------------------------------------------------------------------------------------

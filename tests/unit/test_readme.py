@@ -1,39 +1,18 @@
 """The README against the code: what it promises in tables and snippets must be what is there."""
 
 import dataclasses
-import logging
 import re
 from pathlib import Path
 
-from logsluice.config import GIB, KIB, MIB, PostgresSettings, Settings
+from logsluice.config import KIB, PostgresSettings, Settings
+from support.tables import options_of, options_shown, own_options
 
 README = (Path(__file__).parents[2] / "README.md").read_text()
 
 
-def shown(value):
-    if value is logging.WARNING:
-        return '`"WARNING"`'
-    if value is logging.ERROR:
-        return '`"ERROR"`'
-    if dataclasses.is_dataclass(value):
-        return "see `config.Limits`"
-    if type(value) is int and value % GIB == 0:
-        return f"{value // GIB} GiB"
-    if type(value) is int and value % MIB == 0:
-        return f"{value // MIB} MiB"
-    if type(value) is int and value % KIB == 0:
-        return f"{value // KIB} KiB"
-    return f'`"{value}"`' if isinstance(value, str) else f"`{value}`"
-
-
 def test_options_table_is_the_settings():
     """Every option is in the table with its default, in the order of the code, and nothing else is."""
-    rows = re.findall(r"^\| `(\w+)` \| (.+?) \| .+ \|$", README, re.MULTILINE)
-    settings = PostgresSettings()
-    shared = {f.name for f in dataclasses.fields(Settings)}
-    fields = sorted(dataclasses.fields(PostgresSettings), key=lambda f: f.name in shared)  # its own first
-    expected = [(f.name, shown(getattr(settings, f.name))) for f in fields]
-    assert expected == rows
+    assert options_shown(README) == [*own_options(PostgresSettings), *options_of(Settings)]
 
 
 def test_limits_in_the_table_are_those_of_the_code():
