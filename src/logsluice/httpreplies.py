@@ -11,6 +11,7 @@ from logsluice.delivery import Failure, Verdict
 CONFLICT = 409  # of `create`: there is a document of this id: ours, sent before
 # Of an item: no right, no index. Somebody must act, and it is not the record's fault.
 _BLOCKED = frozenset({401, 403, 404})
+DETAIL = 500  # characters of an answer that a dead letter quotes
 _KIND = 80  # characters of an error's type; Elasticsearch's longest are half of that
 
 
@@ -80,4 +81,4 @@ def _item(item: Any) -> Failure | None:
         verdict, hint = Verdict.BLOCKED, "see the index in url=, and what the token may do"
     else:
         verdict, hint = Verdict.REJECT, ""
-    return Failure(text, verdict=verdict, status=status, hint=hint, detail=json.dumps(error)[:500])
+    return Failure(text, verdict=verdict, status=status, hint=hint, detail=json.dumps(error)[:DETAIL])

@@ -11,6 +11,7 @@ from logsluice.buffer import first_rows
 from logsluice.capture import timestamp
 from logsluice.delivery import Failure, Verdict
 from logsluice.httpformats import idempotency_key
+from logsluice.httpreplies import DETAIL
 from logsluice.sinks import Counts, Outcome, SinkError
 from logsluice.sinks.buried import bury, letter
 
@@ -173,7 +174,7 @@ class HttpSink:
             seqs = [_seq(frame) for _, frame in rows]
             found = {
                 "at": timestamp(link.now()), "stream": str(self.stream), "seq": None, "reason": text, "status": 200,
-                "answer": link.diagnostics.scrub(reading.said)[:500] or None, "line": None,
+                "answer": link.diagnostics.scrub(reading.said)[:DETAIL] or None, "line": None,
                 "lowest": min(seqs), "highest": max(seqs),
             }  # fmt: skip
             with suppress(SinkError):  # a note, no record: not worth sending the others again

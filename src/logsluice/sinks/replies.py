@@ -29,12 +29,12 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from logsluice.delivery import Failure, Verdict
+from logsluice.httpreplies import DETAIL
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 BLOCKED_TENANT = 260  # Loki: limits_config.block_ingestion_status_code
-DETAIL = 500  # characters of an answer that a dead letter quotes
 
 _AGAIN = frozenset({408, 425, 429})
 _HINTS = {
