@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import importlib
+import inspect
 import logging
 import os
 import re
@@ -268,6 +269,13 @@ def refuse_unknown(name: str, known: Sequence[str]) -> NoReturn:
     near = difflib.get_close_matches(name, known, n=1)
     hint = f"did you mean {near[0]!r}?" if near else f"known options: {', '.join(known)}"
     raise ConfigError(f"unknown option {name!r}; {hint}")
+
+
+def refuse_all(unknown: Mapping[str, Any], kind: type) -> None:
+    """Raise `ConfigError` if a class was given options that are none of its keywords."""
+    for name in unknown:
+        known = inspect.signature(kind).parameters.values()
+        refuse_unknown(name, [one.name for one in known if one.kind is one.KEYWORD_ONLY])
 
 
 def plain(value: Any) -> Any:

@@ -29,7 +29,6 @@ sequences are understood (Windows Terminal, ConEmu, any TERM); else say "always"
 from __future__ import annotations
 
 import datetime as dt
-import inspect
 import json
 import logging
 import os
@@ -38,7 +37,7 @@ import sys
 from typing import TYPE_CHECKING, Any, TextIO
 
 from logsluice.capture import ID_COLUMNS, Rules, capture, tidy
-from logsluice.config import KIB, Limits, flag, plain, refuse_unknown
+from logsluice.config import KIB, Limits, flag, plain, refuse_all
 from logsluice.diagnostics import Diagnostics
 from logsluice.encoding import JsonWriter, Marks, cut
 from logsluice.errors import ConfigError
@@ -148,13 +147,6 @@ def wants_colors(stream: Any) -> bool:
 # --- options --------------------------------------------------------------------------------------------------------
 
 
-def _refuse_unknown(kind: type, unknown: dict[str, Any]) -> None:
-    for name in unknown:
-        refuse_unknown(
-            name, [one for one in inspect.signature(kind).parameters if one not in {"unknown", "positional"}]
-        )
-
-
 def _time_format_from(value: Any) -> str | None:
     if value is None:
         return None
@@ -184,7 +176,7 @@ class ConsoleFormatter(logging.Formatter):
         # dictConfig gives a formatter that is named by "class", not by "()", these three and none of the options.
         if any(positional[:2]) or positional[2:] not in {(), ("%",)}:
             raise ConfigError('the line has no format string; in dictConfig name the formatter by "()", not by "class"')
-        _refuse_unknown(type(self), unknown)
+        refuse_all(unknown, type(self))
         super().__init__()
         if colors not in COLORS:
             raise ConfigError(f"colors must be one of {', '.join(map(repr, COLORS))}, got {colors!r}")
@@ -292,7 +284,7 @@ class ConsoleHandler(_StreamHandler):
     ) -> None:  # fmt: skip
         # Handler's own: StreamHandler's would bind today's stderr for good.
         logging.Handler.__init__(self, level)
-        _refuse_unknown(type(self), unknown)
+        refuse_all(unknown, type(self))
         if stream not in {"stderr", "stdout"} if isinstance(stream, str) else not hasattr(stream, "write"):
             raise ConfigError(f"stream must be 'stderr', 'stdout' or a text stream, got {stream!r}")
         self._stream = stream

@@ -25,7 +25,6 @@ from __future__ import annotations
 
 import atexit
 import hashlib
-import inspect
 import itertools
 import logging
 import math
@@ -41,7 +40,7 @@ from typing import TYPE_CHECKING, Any
 from logsluice import lifecycle
 from logsluice.buffer import Tally
 from logsluice.capture import safe_str, timestamp
-from logsluice.config import level_from, plain, refuse_unknown
+from logsluice.config import level_from, plain, refuse_all
 from logsluice.errors import ConfigError
 from logsluice.keys import key_from
 
@@ -67,8 +66,7 @@ class _Filter(logging.Filter):
     reason = ""
 
     def __init__(self, logger: str | None, keep_level: int | str | None, unknown: dict[str, Any]) -> None:
-        for name in unknown:
-            refuse_unknown(name, [one for one in inspect.signature(type(self)).parameters if one != "unknown"])
+        refuse_all(unknown, type(self))
         if logger is not None and (not isinstance(logger, str) or not logger):
             raise ConfigError(f"logger must be the name of a logger, for example 'urllib3', or None, got {logger!r}")
         super().__init__(logger or "")

@@ -534,5 +534,5 @@ def test_the_pages_table_names_every_option():
     from support.howto import PAGES
 
     table = re.findall(r"^\| `(\w+)` \|", (PAGES / "middleware.md").read_text(encoding="utf-8"), re.MULTILINE)
-    options = list(inspect.signature(requests.Middleware).parameters)
-    assert table == [name for name in options if name not in requests._NOT_OPTIONS]
+    options = inspect.signature(requests.Middleware).parameters.values()
+    assert table == [one.name for one in options if one.kind is one.KEYWORD_ONLY]

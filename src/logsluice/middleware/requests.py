@@ -10,7 +10,6 @@ R3  What is not written is counted: `stats()`.
 
 from __future__ import annotations
 
-import inspect
 import logging
 import math
 import re
@@ -23,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from logsluice import context, traceparent, tracing
 from logsluice.buffer import Tally
 from logsluice.capture import safe_str
-from logsluice.config import refuse_unknown
+from logsluice.config import refuse_all
 from logsluice.contrib import ApiRequest
 from logsluice.diagnostics import Diagnostics
 from logsluice.errors import ConfigError
@@ -93,8 +92,7 @@ class Middleware:
         websockets: bool = True,
         **unknown: Any,
     ) -> None:
-        for name in unknown:
-            refuse_unknown(name, [one for one in inspect.signature(Middleware).parameters if one not in _NOT_OPTIONS])
+        refuse_all(unknown, Middleware)
         self.app = app
         self._logger = logging.getLogger(logger)
         self._exact, self._prefixes = _paths(skip)
@@ -254,9 +252,6 @@ class Exchange:
     def headers_out(self) -> dict[str, str]:
         """Return the headers that are added to the answer."""
         return {self.log.id_header: self.id, traceparent.TRACEPARENT: traceparent.write(self.span.context)}
-
-
-_NOT_OPTIONS = {"app", "unknown"}
 
 
 def _told(error: BaseException) -> str:
