@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import queue
@@ -152,3 +153,20 @@ def make_logger(handler, name="shop"):
     logger = logging.Logger(name)
     logger.addHandler(handler)
     return logger
+
+
+@contextlib.contextmanager
+def record_factory(**fields):
+    """Have logging's record factory set these fields on each record, as that of the logging cookbook does."""
+    before = logging.getLogRecordFactory()
+
+    def factory(*args, **options):
+        record = before(*args, **options)
+        record.__dict__.update(fields)
+        return record
+
+    logging.setLogRecordFactory(factory)
+    try:
+        yield
+    finally:
+        logging.setLogRecordFactory(before)

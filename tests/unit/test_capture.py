@@ -18,7 +18,7 @@ import warnings
 
 import pytest
 
-from support.records import Catcher, make_logger, make_record, marks_of, stored
+from support.records import Catcher, make_logger, make_record, marks_of, record_factory, stored
 
 
 @pytest.fixture
@@ -391,19 +391,8 @@ def test_an_adapter_and_extras_of_the_call(log, catcher):
 
 
 def test_a_factory_that_adds_fields(catcher):
-    """As those of the logging cookbook."""
-    before = logging.getLogRecordFactory()
-
-    def factory(*args, **kwargs):
-        record = before(*args, **kwargs)
-        record.request = "r1"
-        return record
-
-    logging.setLogRecordFactory(factory)
-    try:
+    with record_factory(request="r1"):
         make_logger(catcher).info("x", extra={"order": 17})
-    finally:
-        logging.setLogRecordFactory(before)
     assert catcher.rows[0]["attributes"] == {"request": "r1", "order": 17}
 
 

@@ -27,7 +27,7 @@ from logsluice.lifecycle import OWN_THREADS
 from logsluice.primitives import get_ident
 from logsluice.testing import captured
 from support.processes import run_program
-from support.records import make_record
+from support.records import make_record, record_factory
 
 DEBUG, INFO, WARNING, ERROR = 10, 20, 30, 40
 
@@ -452,20 +452,10 @@ def test_the_programs_record_factory_makes_the_summary(log):
     fold = timed(DuplicateFilter())
     keeping = Keeping(fold)
     log.handlers = [keeping]
-    before = logging.getLogRecordFactory()
-
-    def factory(*args, **options):
-        record = before(*args, **options)
-        record.request_id = "r-1"
-        return record
-
-    logging.setLogRecordFactory(factory)
-    try:
+    with record_factory(request_id="r-1"):
         for _ in range(2):
             log.info("hello")
         fold.report(everything=True)
-    finally:
-        logging.setLogRecordFactory(before)
     assert [record.request_id for record in keeping.records] == ["r-1", "r-1"]
 
 
