@@ -6,6 +6,7 @@ Fault matrix, I-08. Mounts, owners and other users need root; where they are not
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import logging
@@ -209,19 +210,26 @@ ROTATED = """{path} {{
 """
 
 
+@contextlib.contextmanager
+def rotated_by_logrotate(path, folder, more, *, times):
+    """Have logrotate run between flushed records and others; nothing is lost, nothing doubled."""
+    (folder / "logrotate.conf").write_text(ROTATED.format(path=path, more=more))
+    with logging_to(path) as log:
+        for _ in range(times):
+            log(50)
+            assert log.flush()
+            logrotate(folder, "--force")
+            log(50)
+        assert log.flush()
+        yield
+    log.check()
+
+
 @pytest.mark.parametrize("more", ["create 0640", "nocreate", "create 0640\n    compress\n    delaycompress"])
 def test_logrotate_renames(path, tmp_path, more):
     """Neither a signal nor copytruncate: the handler sees that the name is another file, or none."""
-    (tmp_path / "logrotate.conf").write_text(ROTATED.format(path=path, more=more))
-    with logging_to(path) as log:
-        for _ in range(5):
-            log(50)
-            assert log.flush()
-            logrotate(tmp_path, "--force")
-            log(50)
-        assert log.flush()
+    with rotated_by_logrotate(path, tmp_path, more, times=5):
         assert len(descriptors(path)) == 1
-    log.check()
     assert len(family(path)) == 6
 
 
@@ -256,16 +264,8 @@ while not os.path.exists(os.environ["STOP"]):
 
 def test_copytruncate(path, tmp_path):
     """Written again from the beginning, no hole. (What is logged between its copy and its cut is lost to anybody.)"""
-    (tmp_path / "logrotate.conf").write_text(ROTATED.format(path=path, more="copytruncate"))
-    with logging_to(path) as log:
-        for _ in range(3):
-            log(50)
-            assert log.flush()
-            logrotate(tmp_path, "--force")
-            log(50)
-        assert log.flush()
+    with rotated_by_logrotate(path, tmp_path, "copytruncate", times=3):
         assert b"\0" not in path.read_bytes()
-    log.check()
 
 
 def test_the_file_is_deleted(path):

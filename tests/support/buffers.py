@@ -74,6 +74,31 @@ def law(buffer, settled, given_up=0):
     assert buffer.offered() == buffer.rows_settled + sum(buffer.dropped().values()) + buffer.rows_waiting()
 
 
+def log_inside(buffer, count, fill, every=1):
+    """
+    Log so many frames, and another at every so-manieth line of the slow path; all are kept, each kind in its order.
+
+    Returns (frames inside, lines that were passed).
+    """
+    inner, outer = [], []
+
+    def call(i):
+        if i % every == 0:
+            inner.append(b"inner %d" % len(inner))
+            log(buffer, inner[-1] + b"\n")
+
+    with at_every_line(call) as lines:
+        for n in range(count):
+            outer.append(b"outer %d %s" % (n, b"x" * fill))
+            log(buffer, outer[-1] + b"\n")
+    assert not buffer.dropped()
+    frames = drain(buffer)
+    assert [frame for frame in frames if frame.startswith(b"outer")] == outer
+    assert [frame for frame in frames if frame.startswith(b"inner")] == inner
+    law(buffer, len(outer) + len(inner))
+    return len(inner), len(lines)
+
+
 def run(*functions):
     threads = [threading.Thread(target=function, daemon=True) for function in functions]
     for thread in threads:

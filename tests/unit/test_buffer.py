@@ -17,7 +17,7 @@ import pytest
 
 from logsluice import buffer as module
 from logsluice.buffer import Batch, Buffer, Family, Segment, Tally, position
-from support.buffers import LIMIT, MIB, at_every_line, drain, law, log, numbers, run
+from support.buffers import LIMIT, MIB, at_every_line, drain, law, log, log_inside, numbers, run
 
 
 @pytest.fixture
@@ -106,18 +106,8 @@ def test_many_threads_lose_nothing_double_nothing_and_keep_their_order(monkeypat
 
 
 def test_a_record_logged_inside_any_line_of_the_slow_path_is_kept(small):
-    buffer = make()
-    inner, outer = [], []
-    with at_every_line(lambda i: inner.append(b"inner %d" % len(inner)) or log(buffer, inner[-1] + b"\n")) as lines:
-        for n in range(300):
-            outer.append(b"outer %d %s" % (n, b"x" * 200))
-            log(buffer, outer[-1] + b"\n")
-    assert len(lines) > 300
-    assert not buffer.dropped()
-    frames = drain(buffer)
-    assert [frame for frame in frames if frame.startswith(b"outer")] == outer
-    assert [frame for frame in frames if frame.startswith(b"inner")] == inner
-    law(buffer, len(outer) + len(inner))
+    _, lines = log_inside(make(), 300, 200)
+    assert lines > 300
 
 
 def test_whole_segments_rolled_and_settled_inside_any_line_of_the_slow_path(small):
