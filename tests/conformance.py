@@ -94,9 +94,6 @@ class SqliteSink(Sink):
             lines = [(self.stream, seq, line) for seq, line in rows(batch)]
             self.db.executemany("INSERT OR IGNORE INTO logs VALUES (?, ?, ?)", lines)
 
-    def accepts_any(self, rows):
-        return True
-
     def idle(self, seconds):
         self.close()
 

@@ -143,6 +143,14 @@ def rule_4(bench: Bench) -> None:
         sink.write(batch, _counts(batch))
         sink.write(batch.after(batch.start + half), _counts(batch))
         _ensure(4, right=_well(bench, texts), why="a batch that was sent again is stored with rows lost or doubled")
+        more, others = bench.batch(start=batch.end, first=ROWS + 1)
+        half = sum(len(frame) for _, frame in list(more.lines())[: ROWS // 2])
+        sink.write(more.head(half), _counts(more))
+        *_, (last, _) = more.lines()
+        more.aside[last] = Failure("a test says so", "22000")
+        sink.write(more, _counts(more))
+        there = _well(bench, others[:-1]) and bench.stored(others[-1:]) == [0]
+        _ensure(4, right=there, why="sent again with a row set aside, that row is stored, or another lost or doubled")
     finally:
         sink.close()
 
