@@ -19,8 +19,11 @@ from pathlib import Path
 
 import pytest
 
+from logsluice.config import FileSettings, settings_from
+from logsluice.diagnostics import Diagnostics
 from logsluice.errors import ConfigError
 from logsluice.handlers import JsonFileHandler
+from logsluice.sinks.file import LogFile
 from support.files import (
     LIMIT,
     Process,
@@ -260,6 +263,25 @@ while not os.path.exists(os.environ["STOP"]):
     process.wait()
     assert ids_in(path) == Counter(process.ids)
     assert len(family(path)) >= 10
+
+
+def test_a_file_renamed_before_its_lock_is_taken(path, monkeypatch):
+    """The lock is then that of the old one: the new one's is taken, or two would write into it at once."""
+    flock, old = fcntl.flock, path.with_suffix(".old")
+
+    def meanwhile(descriptor, how):
+        monkeypatch.undo()
+        path.rename(old)
+        flock(descriptor, how)
+
+    file = LogFile(settings_from({"filename": str(path)}, FileSettings), Diagnostics("test"), lambda: None)
+    monkeypatch.setattr(fcntl, "flock", meanwhile)
+    with file.held():
+        file.append(b"{}\n")
+        with path.open("rb") as other, pytest.raises(BlockingIOError):
+            flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    file.close()
+    assert (old.read_bytes(), path.read_bytes()) == (b"", b"{}\n")
 
 
 def test_copytruncate(path, tmp_path):

@@ -15,8 +15,14 @@ from email.utils import formatdate
 
 import pytest
 
+from logsluice.config import settings_from
+from logsluice.diagnostics import Diagnostics
 from logsluice.errors import ConfigError
 from logsluice.handlers import HttpHandler
+from logsluice.httpconfig import HttpSettings
+from logsluice.httpformats import FORMATS
+from logsluice.sinks import SinkError
+from logsluice.sinks.http import HttpLink
 from support.endpoint import LIMIT, Answer, Sender, Stub, nobody
 from support.processes import until
 
@@ -845,3 +851,18 @@ def test_the_body_of_a_request_can_be_unpacked_by_anybody(stub):
         assert sender.flush()
     assert gzip.compress(b"")  # the stub used the standard library's
     assert until(lambda: stub.stored() == sender.ids, LIMIT)
+
+
+def test_a_connection_that_was_idle_is_worth_another_try_at_once():
+    """A server closes what was idle for long, perhaps as we send; a new one that it closes is an outage."""
+    with Stub(Answer(), Answer(drop=True), Answer(drop=True)) as stub:
+        settings = settings_from({"url": stub.url()}, HttpSettings)
+        link = HttpLink(settings, FORMATS["ndjson"], Diagnostics("test"), lambda: None)
+        link.post(b"{}\n", "1:1-1", 1)
+        waits = []
+        for _ in range(2):
+            with pytest.raises(SinkError) as raised:
+                link.post(b"{}\n", "1:2-2", 1)
+            waits.append(raised.value.failure.wait)
+        link.close()
+    assert waits == [0.0, None]

@@ -15,6 +15,7 @@ from logsluice import ConfigError, SinkHandler
 from logsluice.config import SinkSettings
 from logsluice.delivery import Failure
 from logsluice.sinks import Outcome, Sink, SinkError, rows
+from logsluice.sinks.guard import Guard
 from support.howto import PAGES, Page, environment
 from support.shop import LIMIT
 from support.tables import options_shown, own_options
@@ -212,6 +213,14 @@ def test_a_wrong_option_says_what_to_write(options, text):
     with pytest.raises(ConfigError) as raised:
         SinkHandler(**options)
     assert text in str(raised.value)
+
+
+def test_a_sink_that_raises_in_a_child_ends_nothing():
+    class Raises(Sink):
+        def forked(self):
+            raise OSError
+
+    Guard(Raises()).forked()
 
 
 def test_the_pages_table_of_options_is_the_settings():
