@@ -374,7 +374,7 @@ class BaseHandler(logging.Handler):
             listener.drop(made)
         assert route.intake is not None
         intake = route.intake
-        intake.short = intake.short or quicktyped.made(intake.quick, kind, intake.rules, self._settings.service)
+        intake.short = intake.short or quicktyped.made(intake.quick, kind, intake.rules)
         intake.wake_level = ALWAYS  # the listener may sleep: it has not told this one to wake it
         if listener.adopter is not None:
             listener.adopter.mine.add(f"{route.buffer.stream:016x}")

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from logsluice import context
 from logsluice.capture import GET_MESSAGE, ID_COLUMNS, ambient_ids, in_range, utc_second
 from logsluice.encoding import NULL, JsonWriter, Marks, copy_text
-from logsluice.quick import QUICK_FRAME, STANDARD_COUNT, THREE_DIGITS
+from logsluice.quick import QUICK_FRAME, SCALARS, STANDARD_COUNT, THREE_DIGITS, NotPlainError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -35,23 +35,10 @@ _KNOWN = frozenset(
 _IDENTITY = 3  # columns before the fields: ts, stream, seq
 
 
-class NotPlainError(Exception):
-    """The value is none for this way."""
-
-
-def _float(value: float) -> str:
-    text = float.__repr__(value)
-    if text[-1] in "fn":  # inf, nan
-        raise NotPlainError
-    return text
-
-
-# Exact types only: a subclass may say anything in its own methods.
+# Exact types only, as there. Numbers and booleans read in a column as in JSON.
 _TEXTS: dict[type, Callable[[Any], str]] = {
+    **SCALARS,
     str: copy_text,
-    int: repr,
-    float: _float,
-    bool: {True: "true", False: "false"}.__getitem__,
     uuid.UUID: str,
     Decimal: str,
     datetime: datetime.isoformat,
@@ -59,20 +46,23 @@ _TEXTS: dict[type, Callable[[Any], str]] = {
 _JSON = frozenset({dict, list})
 
 
-def made(
-    quick: QuickWay, kind: LogType, rules: Rules, service: str | None
-) -> Callable[[LogRecord, int], bytes | None] | None:
-    """Return what makes the frame of a record that is an instance, or None; None where a field's name is secret."""
+def made(quick: QuickWay, kind: LogType, rules: Rules) -> Callable[[LogRecord, int], bytes | None] | None:
+    """
+    Return what makes the frame of a record that is an instance, or None.
+
+    None where no instance can go this way: a field's name is secret, each text is searched, or characters are limited.
+    """
     redactor, limits = rules.redactor, rules.limits
     limited = (limits.service, limits.module, limits.operation, limits.message)
     names = tuple(column.name for column in kind.columns)
-    if (redactor.active and any(map(redactor.is_secret, names))) or any(one is not None for one in limited):
+    secret = redactor.searches_text or (redactor.active and any(map(redactor.is_secret, names)))
+    if secret or any(one is not None for one in limited):
         return None
     own = [(column.name, column.sql in {"jsonb", "json"}) for column in kind.fields]
     common = names[_IDENTITY + len(own) : -1]
     clash = frozenset(names) - frozenset(ID_COLUMNS)
     places = {name: n for n, name in enumerate(ID_COLUMNS)}
-    stream, served = str(quick.stream), NULL if service is None else copy_text(service)
+    stream, served = str(quick.stream), NULL if rules.service is None else copy_text(rules.service)
     longest = min(QUICK_FRAME, rules.max_message_bytes)
 
     last = (-1, "")  # the second of the last record, and its text; replaced whole
@@ -128,7 +118,6 @@ def made(
                 or type(record) is not LogRecord
                 or type(record).getMessage is not GET_MESSAGE
                 or type(record.levelno) is not int
-                or redactor.searches_text
                 or record.processName != "MainProcess"
             ):
                 return None
