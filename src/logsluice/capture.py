@@ -5,8 +5,8 @@ Everything is taken at the call and as text: the record is never changed, and no
 that changes later cannot change the log. Nothing here raises for what a program logs: a hostile value becomes a
 placeholder, a wrong format string is stored with its arguments.
 
-`capture` is the whole truth. `intake.Intake.prepare` has a quick way for ordinary records that gives the same bytes
-(tests/unit/test_intake.py holds them equal).
+`capture` is the whole truth. quick.py, quicklines.py and quicktyped.py are quick ways for ordinary records and typed
+logs that give the same bytes (tests/unit hold them equal).
 """
 
 from __future__ import annotations
