@@ -1,6 +1,7 @@
 """Who gets the next records with several connections, and what their keys are. Nothing is sent: no thread runs."""
 
 import itertools
+import json
 import logging
 import re
 import signal
@@ -17,6 +18,7 @@ from logsluice.handlers import PostgresHandler
 from logsluice.keys import key_from
 from logsluice.listener import Listener
 from logsluice.testing import captured
+from support.howto import Page
 from support.records import make_logger, make_record
 
 COUNT = 3
@@ -462,3 +464,12 @@ def test_several_books_are_one():
     assert together([one]) is one
     assert together([]).totals == Totals()
     assert one.totals.stored == 5
+
+
+def test_the_page_of_a_server_far_away_configures(monkeypatch):
+    monkeypatch.setenv("LOGSLUICE_DSN", "postgresql://h/db")  # read when it is made; nothing connects
+    (options,) = json.loads(Page("far-server").files["logging.json"])["handlers"].values()
+    assert options.pop("class") == "logsluice.PostgresHandler"
+    handler = PostgresHandler(**options)
+    assert (handler._settings.connections, handler._settings.shard_by) == (4, "extra.session_id")
+    handler.close()
