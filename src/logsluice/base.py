@@ -151,9 +151,11 @@ class BaseHandler(logging.Handler):
         if instance is None:
             return None
         kind: LogType = instance.__logtype__
-        if kind.problems(instance):
-            return None  # stored in `logs`, with what is wrong
-        return listener.typed_ways.get(kind) or self._open_route(listener, kind)
+        way = listener.typed_ways.get(kind)
+        target = self._typed_target(kind) if way is None else None
+        if (way is None and target is None) or kind.problems(instance):
+            return None  # one that does not fit is stored in `logs`, with what is wrong
+        return way if target is None else self._open_route(listener, kind, target)
 
     def _give_turn(self, pair: Pair) -> None:
         """Let records go to this pair, the shortest way unless a subclass or a test put something else in its place."""
@@ -361,11 +363,8 @@ class BaseHandler(logging.Handler):
             settings.batch_bytes, storing_since=time.monotonic(),
         )  # fmt: skip
 
-    def _open_route(self, listener: Listener, kind: LogType) -> Callable[..., bool] | None:
-        """Open the route of a typed log with its first record; None where the handler has one table for everything."""
-        target = self._typed_target(kind)
-        if target is None:
-            return None
+    def _open_route(self, listener: Listener, kind: LogType, target: Target) -> Callable[..., bool]:
+        """Open the route of a typed log with its first record."""
         if self._settings.journal is None and not listener.family.has_room():
             return functools.partial(self._no_room, listener)
         made = self._route(listener, kind.table, target)

@@ -101,9 +101,13 @@ class Table:
         if self.sources is None:
             return _logs_row
         mapper = Mapper(self, rules, settings.environment)
-        if self.typed:
-            return lambda captured, record, _rules: copy_row(mapper.texts(_whole(captured, record, self), record))
-        return lambda captured, record, _rules: copy_row(mapper.texts(captured, record))
+
+        def encode(captured: Captured, record: logging.LogRecord, given: Rules) -> bytes:
+            # Tighter ones, for a record that is too large.
+            chosen = mapper if given is rules else Mapper(self, given, settings.environment)
+            return copy_row(chosen.texts(_whole(captured, record, self) if self.typed else captured, record))
+
+        return encode
 
     def record_of(self, frame: bytes) -> logging.LogRecord | None:
         """Return the record that a frame was made of, as far as it tells; None for a row of our own."""

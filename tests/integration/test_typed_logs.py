@@ -238,6 +238,26 @@ def test_a_row_that_the_table_refuses_is_a_dead_letter_with_its_number(shop):
     assert shop.query("SELECT target, seq FROM logsluice.dead_letter") == [('"logsluice"."visit"', 3)]
 
 
+def test_no_row_is_larger_than_a_frame_may_be(dsn):
+    """Of a typed log's table and of one's own: what is cut is marked."""
+    text = "é\t" * 100_000
+    with Shop(dsn, max_frame_bytes=65_536) as shop:
+        shop.do("CREATE TABLE public.mine (said text, one text, other text, rest jsonb)")
+        columns = {"said": "message", "one": "extra.one", "other": "extra.other", "rest": "attributes"}
+        with Shop(dsn, max_frame_bytes=65_536, table="public.mine", columns=columns) as own:
+            shop.logger.info(Payment(customer=text, anything=text, more={"a": text}))
+            own.logger.info(text, extra={"one": text, "other": text})
+            assert shop.flush()
+            assert own.flush()
+        sizes = "SELECT octet_length(customer), octet_length(anything::text), attributes FROM logsluice.payment"
+        ((customer, anything, attributes),) = shop.query(sizes)
+        assert 0 < customer + anything < 65_536
+        assert "record" in attributes["logsluice"]["cut"]
+        ((size, rest),) = shop.query("SELECT octet_length(said || one || other), rest FROM public.mine")
+        assert 0 < size < 65_536
+        assert "record" in rest["logsluice"]["cut"]
+
+
 def test_all_routes_share_one_limit(dsn):
     """In an outage typed logs and messages together never take more than capacity_bytes."""
     limit = 8 * 2**20
