@@ -182,6 +182,10 @@ def _on_sigterm(number: int, frame: FrameType | None) -> None:
             _before_sigterm(number, frame)
         return
     _exiting = True  # from here on one deadline for all, and no thread is started
+    # What it interrupted may hold logging's lock, which our driver needs to connect, and never goes on: a worker of a
+    # pool that is told to end while it closes its handlers lost what waited.
+    if holds_logging_lock():
+        logging._lock._release_save()  # type: ignore[attr-defined]  # noqa: SLF001 - however often it is held
     for handler in handlers():
         handler.close()
     _wait_for_draining()  # also for those that were being closed, or could not be waited for, when the signal came
