@@ -2,6 +2,7 @@
 Fork and exit, once per process for all handlers (DESIGN D9).
 
 - A forked child gets new buffers, streams and a new listener at its first record; what it inherited it never touches.
+- A fork waits until no listener is inside libpq: OpenSSL's locks, taken there, would stay taken in the child for ever.
 - `dictConfig` closes old handlers while it holds logging's lock, which our driver needs for a log call of its own: so a
   handler that is closed under that lock goes to the drain list, and is waited for at exit.
 - One deadline covers all handlers at exit.
@@ -21,7 +22,7 @@ import weakref
 from typing import TYPE_CHECKING, Any
 
 from logsluice.errors import ConfigError
-from logsluice.primitives import Done, get_ident
+from logsluice.primitives import Done, allocate_lock, get_ident
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -33,7 +34,13 @@ OWN_THREADS: set[int] = set()  # idents of listeners; each adds and discards its
 
 diversion: Callable[[Any], None] | None = None  # told of each new handler; set by logsluice.testing
 
+# Seconds that a fork waits for all listeners: a step inside libpq takes a millisecond, but for a host's name that is
+# looked up, which takes what DNS does.
+STEP = 1.0
+
 _handlers: weakref.WeakSet[Any] = weakref.WeakSet()
+_gates: weakref.WeakSet[Any] = weakref.WeakSet()  # locks of listeners, each held while its listener is inside libpq
+_closed_gates: dict[int, list[Any]] = {}  # thread that forks -> the gates it holds
 _draining: list[Listener] = []  # closed, perhaps under logging's lock, and still sending
 _parked: list[Any] = []  # inherited by a fork: kept for ever, since closing would speak on the parent's socket
 _exit_deadline: float | None = None
@@ -49,7 +56,7 @@ def register(handler: Any) -> None:
     global _registered
     if not _registered:
         _registered = True
-        os.register_at_fork(after_in_child=_in_child)
+        os.register_at_fork(before=_before_fork, after_in_parent=_in_parent, after_in_child=_in_child)
         atexit.register(_at_exit)
     _handlers.add(handler)
 
@@ -128,11 +135,34 @@ def exit_deadline(seconds: float) -> float:
 
 def handlers() -> list[Any]:
     """Return the handlers of this process that are alive."""
+    return _alive(_handlers)
+
+
+def _alive(things: weakref.WeakSet[Any]) -> list[Any]:
     while True:
         try:
-            return list(_handlers)
+            return list(things)
         except RuntimeError:
             pass  # another thread made one meanwhile
+
+
+def new_gate() -> Any:
+    """Return a lock for a listener to hold while it is inside libpq, one step at a time, and never while it waits."""
+    gate = allocate_lock()
+    _gates.add(gate)
+    return gate
+
+
+def _before_fork() -> None:
+    """Keep listeners out of libpq until the fork is over. Blocks for at most `STEP` seconds, nearly always for none."""
+    end = time.monotonic() + STEP
+    gates = _alive(_gates)
+    _closed_gates[get_ident()] = [one for one in gates if one.acquire(timeout=max(0.0, end - time.monotonic()))]
+
+
+def _in_parent() -> None:
+    for gate in _closed_gates.pop(get_ident(), ()):
+        gate.release()
 
 
 def drain_on_sigterm() -> None:
@@ -214,6 +244,8 @@ def _in_child() -> None:
     global _exit_deadline, _exiting
     _exit_deadline, _exiting = None, False
     OWN_THREADS.clear()
+    _closed_gates.clear()
+    _gates.clear()  # of listeners that are not here; the next fork must not wait for them
     _parked.extend(_draining)
     _draining.clear()
     for handler in handlers():

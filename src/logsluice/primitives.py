@@ -23,7 +23,7 @@ else:
     except ImportError:  # an interpreter that has no such module
         from queue import SimpleQueue
 
-__all__ = ["Done", "RLock", "SimpleQueue", "get_ident", "on_event_loop", "start_thread"]
+__all__ = ["Done", "RLock", "SimpleQueue", "allocate_lock", "get_ident", "on_event_loop", "start_thread"]
 
 
 def _original(name: str) -> Any:
@@ -35,7 +35,7 @@ def _original(name: str) -> Any:
 
 
 get_ident: Callable[[], int] = _original("get_ident")  # taken now: it may be patched later
-_allocate_lock: Callable[[], Any] = _original("allocate_lock")
+allocate_lock: Callable[[], Any] = _original("allocate_lock")
 # In C, of the operating system's thread: a signal handler goes through what its thread holds.
 RLock: Callable[[], Any] = _original("RLock")
 
@@ -47,7 +47,7 @@ class Done:
 
     def __init__(self) -> None:
         self._set = False
-        self._lock = _allocate_lock()  # held until set; an Event's own lock cannot be taken twice by one thread
+        self._lock = allocate_lock()  # held until set; an Event's own lock cannot be taken twice by one thread
         self._lock.acquire()
 
     def is_set(self) -> bool:

@@ -647,7 +647,7 @@ tell(ending=time.monotonic(), first=first, last=last, maps=[first_maps, last_map
     ran = run(dsn, tmp_path, text, before=before, HANDLERS=str(HANDLERS))
     print(ran.told)
     assert ran.told["first"] == ran.told["last"]
-    assert ran.told["last"][3] == 1  # fork handlers: one registration a process
+    assert ran.told["last"][3] == 3  # before, in the parent, in the child: one registration a process
     assert ran.told["maps"][1] - ran.told["maps"][0] < 20  # of 200 that a leak would leave; malloc takes some
     assert_all_stored(f"{HANDLERS - 10} handlers made and closed", dsn, ran, 0, logged=HANDLERS)
 

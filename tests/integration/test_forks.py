@@ -248,6 +248,43 @@ tell(imported=sorted(set(sys.modules) - before))
     assert ran.told["imported"] == []
 
 
+# OpenSSL's locks are none that Python knows: the test stands where they are taken, in the steps of psycopg's generators.
+INSIDE_LIBPQ = """
+from psycopg import generators
+inside, steps = threading.Event(), []
+connect = generators.connect
+def slow_connect(*args, **options):
+    steps.append("in")
+    inside.set()
+    threading.Event().wait(0.3)      # the fault: a lookup, a handshake
+    steps.append("out")
+    return (yield from connect(*args, **options))
+generators.connect = slow_connect
+configure(linger=0.05)
+order("first")
+assert inside.wait(20)
+began = time.monotonic()
+pid = os.fork()
+if pid == 0:
+    tell(steps=steps)
+    order("child")
+    assert handler().flush(20)
+    os._exit(0)
+tell(waited=time.monotonic() - began)
+assert ended(pid)
+order("after")
+assert handler().flush(20)
+"""
+
+
+def test_a_fork_waits_until_the_listener_is_out_of_libpq(dsn, tmp_path):
+    """A lock that OpenSSL had there would be held for ever in the child, which could never connect."""
+    ran = run(dsn, tmp_path, INSIDE_LIBPQ, PYTHONWARNINGS="ignore")
+    assert ran.told["steps"] == ["in", "out"]
+    assert 0 < ran.told["waited"] < 10
+    judged("fork while the listener connects", dsn, ran, 3)
+
+
 # --- many forks -----------------------------------------------------------------------------------------------------
 
 

@@ -7,13 +7,14 @@ import os
 import re
 import time
 import traceback
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import psycopg
 from psycopg import conninfo, pq
 
-from logsluice import schema
+from logsluice import lifecycle, schema
 from logsluice.columns import target_from
 from logsluice.delivery import Failure
 from logsluice.errors import ConfigError
@@ -45,6 +46,7 @@ class LimitedConnection(psycopg.Connection[Any]):
 
     limit: float = 30.0  # seconds for one answer
     deadline: Callable[[], float | None] = staticmethod(lambda: None)  # monotonic time at which all waiting ends
+    gate: AbstractContextManager[Any] = nullcontext()  # held inside libpq, not while waiting; see lifecycle.new_gate
 
     def wait(self, gen: Generator[Any, Any, Any], interval: float = POLL, timeout: float | None = None) -> Any:  # noqa: ARG002 - ours rules
         """Run one of psycopg's generators, at most `limit` seconds and not past `deadline`."""
@@ -55,29 +57,34 @@ class LimitedConnection(psycopg.Connection[Any]):
         """Connect, but not past `deadline`: libpq's own limit may be longer than an exit has time."""
         gen = super()._connect_gen(*args, **kwargs)
         try:
-            wanted = next(gen)
+            with cls.gate:
+                wanted = next(gen)
             while True:
                 ready = yield wanted
                 stop = cls.deadline()
                 if not ready and stop is not None and time.monotonic() >= stop:
                     raise IoTimeoutError("the server did not answer a new connection in time")
-                wanted = gen.send(ready)
+                with cls.gate:
+                    wanted = gen.send(ready)
         except StopIteration as stop_iteration:
             return stop_iteration.value
 
     def _limited(self, gen: Generator[Any, Any, Any]) -> Generator[Any, Any, Any]:
         end = time.monotonic() + self.limit
         try:
-            wanted = next(gen)
+            with self.gate:
+                wanted = next(gen)
             while True:
                 ready = yield wanted
                 if ready:
-                    wanted = gen.send(ready)
+                    with self.gate:
+                        wanted = gen.send(ready)
                     continue
                 stop = self.deadline()
                 if time.monotonic() >= (end if stop is None else min(end, stop)):
                     # Closed before raising: psycopg's cleanup would wait for the same silent server again.
-                    self.pgconn.finish()
+                    with self.gate:
+                        self.pgconn.finish()
                     raise IoTimeoutError(f"the server did not answer within {self.limit:g} s")
         except StopIteration as stop_iteration:
             return stop_iteration.value
@@ -94,11 +101,13 @@ class Link:
     conn: LimitedConnection | None = None
     checked: set[str] = field(default_factory=set)  # targets whose table was read through this connection
     partitions_due: dict[str, float] = field(default_factory=dict)  # table -> when to look at its partitions, by `now`
+    gate: Any = field(default_factory=lifecycle.new_gate)
     kind: type[LimitedConnection] = LimitedConnection  # of its own: connecting knows the deadline by its class
 
     def __post_init__(self) -> None:
         class OfThisLink(LimitedConnection):
             deadline = staticmethod(self.deadline)
+            gate = self.gate
 
         self.kind = OfThisLink
 
@@ -123,7 +132,8 @@ class Link:
         self.checked.clear()
         self.partitions_due.clear()
         if conn is not None:
-            conn.pgconn.finish()  # not conn.close(): nothing may wait or warn here
+            with self.gate:
+                conn.pgconn.finish()  # not conn.close(): nothing may wait or warn here
 
     def _connect(self) -> LimitedConnection:
         try:
