@@ -6,7 +6,6 @@ Without a REPORT the ones that a person asks for first; those without rows are l
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
 import math
@@ -18,11 +17,13 @@ import psycopg
 
 from logsluice import reports
 from logsluice.cli import common
-from logsluice.cli.tables import Column, clock, count, screen, share, size, table, text, took
+from logsluice.cli.arguments import UNITS, moment, rows_wanted, seconds, width
+from logsluice.cli.tables import Column, count, screen, share, size, table, text, took
 from logsluice.cli.tail import name, paint, say_anything, visible, wants_colour
 from logsluice.errors import LogsluiceError
 
 if TYPE_CHECKING:
+    import argparse
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
     Conn = psycopg.Connection[Any]
@@ -66,7 +67,7 @@ def _text(head: str, field: str) -> Column:
 
 
 def _clock(head: str, field: str) -> Column:
-    return Column(head, lambda row: clock(getattr(row, field)))
+    return Column(head, lambda row: getattr(row, field))
 
 
 def _share(head: str, field: str) -> Column:
@@ -77,12 +78,14 @@ def _bytes(head: str, field: str) -> Column:
     return Column(head, lambda row: size(getattr(row, field)))
 
 
-_TIMES = [
-    Column(one, lambda row, field=f"{one}_ms": took(getattr(row, field)))  # type: ignore[misc]  # no name for it
-    for one in ("avg", "p50", "p95", "p99", "max")
-]
+def _times(*names: str) -> list[Column]:
+    return [Column(one, lambda row, field=f"{one}_ms": took(getattr(row, field))) for one in names]  # type: ignore[misc]  # mypy has no type for it
+
+
+_TIMES = _times("avg", "p50", "p95", "p99", "max")
 _COUNTED = (_number("errors", "errors"), _number("warnings", "warnings"))
-_ASKED = (_number("requests", "requests"), _number("errors", "errors"), _share("err %", "error_percent"), *_TIMES)
+_ASKED = (_number("requests", "requests"), _number("errors", "errors"), _share("err %", "error_percent"))
+_SLOW = _times("avg", "p95", "p99", "max")
 _LIVED = (*_COUNTED, _number("tokens", "tokens"), _clock("last", "last"))
 
 
@@ -107,17 +110,18 @@ REPORTS = {
         _number("records", "records"), _clock("first", "first"), _clock("last", "last"), _text("in", "source"),
     ], _example),
     "messages": Report("messages by template", lambda conn, scope, asked: reports.messages(conn, scope, asked.limit), [
-        _number("records", "records"), _clock("last", "last"), Column("level", lambda row: name(row.level), right=False),
-        _text("logger", "logger"), _text("message", "template"),
+        _number("records", "records"), _clock("last", "last"),
+        Column("level", lambda row: name(row.level), right=False), _text("logger", "logger"),
+        _text("message", "template"),
     ]),
     "loggers": Report("loggers", lambda conn, scope, asked: reports.loggers(conn, scope, asked.limit), [
         _number("records", "records"), *_COUNTED, _clock("last", "last"), _text("logger", "logger"),
     ]),
     "requests": Report("requests by service", lambda conn, scope, asked: reports.requests(conn, scope, asked.every), [
-        _clock("from", "at"), *_ASKED, _text("service", "service"),
+        _clock("from", "at"), *_ASKED, *_SLOW, _text("service", "service"),
     ]),
     "endpoints": Report("slowest endpoints", lambda conn, scope, asked: reports.endpoints(conn, scope, asked.limit), [
-        *_ASKED, Column("endpoint", lambda row: f"{row.method} {row.route}", right=False),
+        *_ASKED, *_SLOW, Column("endpoint", lambda row: f"{row.method} {row.route}", right=False),
     ]),
     "durations": Report("durations", lambda conn, scope, asked: reports.durations(conn, scope, asked.limit), [
         _number("measured", "measured"), *_TIMES,
@@ -128,7 +132,8 @@ REPORTS = {
         _share("success %", "success_percent"), _text("channel", "channel"),
     ]),
     "deliveries": Report("how long messages took", lambda conn, scope, _: reports.deliveries(conn, scope), [
-        _number("measured", "measured"), *_TIMES, _text("stage", "stage"), _text("channel", "channel"),
+        _number("measured", "measured"), *_TIMES,
+        Column("of", lambda row: f"{row.channel} {row.stage}", right=False),
     ]),
     "users": Report("users", lambda conn, scope, asked: reports.users(conn, scope, asked.limit), [
         _number("activities", "activities"), _number("sessions", "sessions"), *_LIVED, _text("user", "user_id"),
@@ -159,14 +164,16 @@ def register(commands: common.Commands) -> None:
         "--since", type=moment, default="1h", metavar="WHEN",
         help="from when: 15m, 1h, 7d ago, today, yesterday, or 2026-11-22T09:00Z (default: %(default)s)",
     )  # fmt: skip
-    parser.add_argument("--until", type=moment, default="now", metavar="WHEN", help="to when, as --since (default: now)")
+    parser.add_argument(
+        "--until", type=moment, default="now", metavar="WHEN", help="to when, as --since (default: now)"
+    )
     parser.add_argument("--service", help="only what this program logged (default: all)")
     parser.add_argument(
-        "--by", type=_width, metavar="SPAN", help="width of a line of time: 30s, 5m, 1h (default: what makes 12 lines)"
+        "--by", type=width, metavar="SPAN", help="width of a line of time: 30s, 5m, 1h (default: what makes 12 lines)"
     )
-    parser.add_argument("-n", type=_rows, default=None, metavar="ROWS", help="how many rows (default: 20)")
+    parser.add_argument("-n", type=rows_wanted, default=None, metavar="ROWS", help="how many rows (default: 20)")
     parser.add_argument(
-        "--timeout", type=float, default=60.0, metavar="SECONDS", help="for each query (default: %(default)g)"
+        "--timeout", type=seconds, default=60.0, metavar="SECONDS", help="for each query (default: %(default)g)"
     )
     parser.add_argument("-o", choices=("table", "json"), default="table", help="how (default: %(default)s)")
     common.add_dsn(parser)
@@ -193,7 +200,7 @@ def run(args: argparse.Namespace) -> int:
             raise LogsluiceError(f"{one}: {common.reason(error)}") from None
     say_anything(sys.stdout)
     if args.o == "json":
-        print(json.dumps(plain({"since": scope.since, "until": scope.until, "service": scope.service, **found})))
+        print(as_json({"since": scope.since, "until": scope.until, "service": scope.service, **found}))
     else:
         print("\n".join(lines(found, scope, every=asked.every, width=screen(), colour=wants_colour(sys.stdout))))
     sys.stdout.flush()  # here, where main() expects the BrokenPipeError of `| head`
@@ -235,17 +242,24 @@ def _any(rows: Sequence[Any]) -> bool:
 
 def _span(scope: reports.Scope) -> str:
     times = [f"{one.astimezone(timezone.utc):%Y-%m-%d %H:%M:%S}" for one in (scope.since, scope.until)]
-    return f"from {times[0]} to {times[1]} UTC, {'all services' if scope.service is None else f'service {scope.service}'}"
+    return (
+        f"from {times[0]} to {times[1]} UTC, {'all services' if scope.service is None else f'service {scope.service}'}"
+    )
 
 
-def plain(value: Any) -> Any:
+def as_json(value: Any) -> str:
+    """Return a value as JSON, ASCII without control characters."""
+    return json.dumps(_plain(value)).replace("\x7f", "\\u007f")
+
+
+def _plain(value: Any) -> Any:
     """Return what JSON has: objects as their fields, moments as RFC 3339, NaN and infinity as null."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if isinstance(value, dict):
-        return {key: plain(one) for key, one in value.items()}
+        return {key: _plain(one) for key, one in value.items()}
     if isinstance(value, (list, tuple)):
-        return [plain(one) for one in value]
+        return [_plain(one) for one in value]
     if isinstance(value, datetime):
         return value.astimezone(timezone.utc).isoformat()
     return None if isinstance(value, float) and not math.isfinite(value) else value
@@ -256,42 +270,7 @@ def _fitting(scope: reports.Scope) -> timedelta:
     return next((one for one in _WIDTHS if span / one <= _LINES), span / _LINES)
 
 
-# --- arguments -------------------------------------------------------------------------------------------------------
-
-_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
-
-
-def _width(given: str) -> timedelta:
-    if given[-1:] in _UNITS and given[:-1].isascii() and given[:-1].isdecimal() and 1 <= int(given[:7][:-1] or 0):
-        return timedelta(seconds=int(given[:-1]) * _UNITS[given[-1]])
-    raise argparse.ArgumentTypeError(f"{given!r} is no span of time: write 30s, 15m, 12h, 7d or 4w")
-
-
 def _spelled(every: timedelta) -> str:
     seconds = every.total_seconds()
-    unit = next((one for one in reversed(_UNITS) if seconds % _UNITS[one] == 0), "s")
-    return f"{seconds / _UNITS[unit]:g}{unit}"
-
-
-def moment(given: str) -> datetime:
-    """Return when `15m` (ago), `now`, `today`, `yesterday` or an RFC 3339 time is; UTC where it says no offset."""
-    now = datetime.now(timezone.utc)
-    today = now.replace(hour=0, minute=0, second=0, microsecond=0)
-    named = {"now": now, "today": today, "yesterday": today - timedelta(days=1)}
-    if given in named:
-        return named[given]
-    try:
-        if given[-1:] in _UNITS:
-            return now - _width(given.removeprefix("-"))
-        found = datetime.fromisoformat(given[:-1] + "+00:00" if given[-1:] in "Zz" else given)
-        return found if found.tzinfo else found.replace(tzinfo=timezone.utc)
-    except (argparse.ArgumentTypeError, ValueError, OverflowError):
-        raise argparse.ArgumentTypeError(
-            f"{given!r} is no time: write 15m, 1h or 7d (ago), now, today, yesterday, or 2026-11-22T09:00:00Z"
-        ) from None
-
-
-def _rows(given: str) -> int:
-    if given.isascii() and given.isdecimal() and 1 <= int(given[:7]) <= 100_000:  # all are held in memory
-        return int(given)
-    raise argparse.ArgumentTypeError(f"{given!r} must be a whole number from 1 to 100,000")
+    unit = next((one for one in reversed(UNITS) if seconds % UNITS[one] == 0), "s")
+    return f"{seconds / UNITS[unit]:g}{unit}"

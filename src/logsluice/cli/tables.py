@@ -19,14 +19,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
 MOST = 1000  # characters of a cell where nothing else cuts it, in a pipe: a message may have megabytes
-LEAST = 8  # columns that the last cell gets on the narrowest terminal
+LEAST = 30  # columns: where the last text has fewer left, and does not fit, it gets a line of its own
 
 
 class Column(NamedTuple):
     """One column of a table."""
 
     head: str
-    cell: Callable[[Any], str]  # of a row
+    cell: Callable[[Any], str | datetime | None]  # of a row
     right: bool = True  # numbers
 
 
@@ -45,23 +45,35 @@ def table(
 ) -> Iterator[str]:
     """Yield the lines, safe for a terminal: the heads, then each row, with what is `below` it, indented."""
     rows = list(rows)
-    cells = [[visible(column.cell(row)[:MOST]) for column in columns] for row in rows]
-    sizes = [max(map(columns_of, (column.head, *(row[i] for row in cells)))) for i, column in enumerate(columns)]
-    before = sum(sizes[:-1]) + 2 * len(sizes[:-1])
-    last = None if width is None else max(width - before, LEAST)
-    yield paint(_line([column.head for column in columns], columns, sizes, last), "dim", on=colour)
-    for row, texts in zip(rows, cells, strict=True):
-        yield _line(texts, columns, sizes, last)
-        for text in below(row):
-            yield INDENT + cut(visible(text[:MOST]), None if width is None else width - len(INDENT))
+    cells = [_texts([column.cell(row) for row in rows]) for column in columns]
+    sizes = [max(map(columns_of, (column.head, *texts))) for column, texts in zip(columns, cells, strict=True)]
+    last = None if width is None else width - sum(sizes[:-1]) - 2 * len(sizes[:-1])
+    apart = last is not None and last < min(LEAST, sizes[-1])
+    beside = columns[:-1] if apart else columns
+    yield paint(_line([column.head for column in beside], beside, sizes, last), "dim", on=colour)
+    for number, row in enumerate(rows):
+        yield _line([texts[number] for texts in cells[: len(beside)]], beside, sizes, last)
+        for text in [cells[-1][number]] * apart + [visible(text[:MOST]) for text in below(row)]:
+            yield INDENT + cut(text, None if width is None else width - len(INDENT))
+
+
+def _texts(cells: Sequence[str | datetime | None]) -> list[str]:
+    """Return a column's cells as texts. Of its times no more than tells them apart: the title says of which day."""
+    times = [one.astimezone(timezone.utc) for one in cells if isinstance(one, datetime)]
+    day = "" if len({one.date() for one in times}) == 1 else "%m-%d "
+    form = day + ("%H:%M:%S" if any(one.second for one in times) else "%H:%M")
+    return [
+        one.astimezone(timezone.utc).strftime(form) if isinstance(one, datetime) else visible((one or "-")[:MOST])
+        for one in cells
+    ]
 
 
 def _line(texts: Sequence[str], columns: Sequence[Column], sizes: Sequence[int], last: int | None) -> str:
     parts = []
-    for text, column, size in zip(texts, columns, sizes, strict=True):
+    for text, column, size in zip(texts, columns, sizes, strict=False):
         blanks = " " * (size - columns_of(text))
         parts.append(blanks + text if column.right else text + blanks)
-    if not columns[-1].right:
+    if len(columns) == len(sizes) and not columns[-1].right:
         parts[-1] = cut(texts[-1], last)
     return "  ".join(parts).rstrip()
 
@@ -96,13 +108,15 @@ def share(percent: float | None) -> str:
 
 
 def took(ms: float | None) -> str:
-    """Return milliseconds as people read them: 0.12 ms, 812 ms, 1.25 s, 4.5 min, 2.1 h."""
+    """Return milliseconds as people read them: 0.12 ms, 812 ms, 1.25 s, 4m05s, 2h10m."""
     if ms is None:
         return "-"
-    for most, unit, size in ((1000, "ms", 1), (60_000, "s", 1000), (3_600_000, "min", 60_000)):
-        if abs(ms) < most:
-            return f"{_three(ms / size)} {unit}"
-    return f"{_three(ms / 3_600_000)} h"
+    if abs(ms) < 999.5:
+        return f"{_three(ms)} ms"
+    if abs(ms) < 59_950:
+        return f"{_three(ms / 1000)} s"
+    minutes, seconds = divmod(round(ms / 1000), 60)
+    return f"{minutes}m{seconds:02}s" if minutes < 60 else f"{minutes // 60:,}h{minutes % 60:02}m"
 
 
 def _three(number: float) -> str:

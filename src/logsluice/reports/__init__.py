@@ -22,12 +22,14 @@ from __future__ import annotations
 from logsluice.reports.records import (
     ErrorPattern,
     ErrorRate,
+    LastError,
     LevelCounts,
     LoggerCount,
     ServiceCount,
     TemplateCount,
     error_rate,
     errors,
+    last_errors,
     levels,
     loggers,
     messages,
@@ -51,8 +53,8 @@ from logsluice.reports.work import (
 
 __all__ = [
     "ChannelStats", "DeliveryTimes", "Durations", "EndpointStats", "ErrorPattern", "ErrorRate", "FailedMessage",
-    "LevelCounts", "LoggerCount", "RequestStats", "Scope", "ServiceCount", "SessionStats", "StreamState", "TableSize",
-    "TemplateCount", "UserStats", "Volume", "channels", "deliveries", "durations", "endpoints", "error_rate", "errors",
-    "failed_messages", "levels", "loggers", "messages", "requests", "services", "sessions", "snapshot", "streams",
-    "tables", "users", "volume",
+    "LastError", "LevelCounts", "LoggerCount", "RequestStats", "Scope", "ServiceCount", "SessionStats", "StreamState",
+    "TableSize", "TemplateCount", "UserStats", "Volume", "channels", "deliveries", "durations", "endpoints",
+    "error_rate", "errors", "failed_messages", "last_errors", "levels", "loggers", "messages", "requests", "services",
+    "sessions", "snapshot", "streams", "tables", "users", "volume",
 ]  # fmt: skip

@@ -91,6 +91,18 @@ class ErrorPattern:
 
 
 @dataclass(frozen=True)
+class LastError:
+    """One record of level ERROR or above."""
+
+    ts: datetime
+    level: int
+    logger: str | None
+    message: str | None
+    service: str | None
+    exc_type: str | None
+
+
+@dataclass(frozen=True)
 class _Count:
     at: datetime
     level: int
@@ -204,3 +216,13 @@ def errors(conn: Conn, scope: Scope, limit: int = 20) -> list[ErrorPattern]:
         f"FROM ({rows}) AS failed GROUP BY 1, 2, 3 ORDER BY records DESC, last DESC, 1, 2, 3 LIMIT %(limit)s"
     )
     return fetch(conn, ErrorPattern, query, values)
+
+
+@report
+def last_errors(conn: Conn, scope: Scope, limit: int = 5) -> list[LastError]:
+    """Return the last records of level ERROR and above, newest first."""
+    query = (
+        f"SELECT ts, level, logger, message, service, exc_type FROM {scope.table('logs')} "
+        f"WHERE {IN_SCOPE} AND level >= {ERROR} ORDER BY ts DESC, stream, seq DESC LIMIT %(limit)s"
+    )
+    return fetch(conn, LastError, query, scope.values(limit=limit))

@@ -1,0 +1,49 @@
+"""What arguments of commands mean: times, spans, seconds, numbers of rows."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from datetime import datetime, timedelta, timezone
+
+UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
+
+
+def width(given: str) -> timedelta:
+    """Return a span of time, of `30s`, `5m`, `1h`. An argparse type."""
+    found = re.fullmatch(r"([0-9]{1,6})([smhdw])", given)
+    if found is None or not int(found[1]):
+        raise argparse.ArgumentTypeError(f"{given!r} is no span of time: write 30s, 15m, 12h, 7d or 4w")
+    return timedelta(seconds=int(found[1]) * UNITS[found[2]])
+
+
+def moment(given: str) -> datetime:
+    """Return when `15m` (ago), `now`, `today`, `yesterday` or an RFC 3339 time is; UTC where it says no offset. An argparse type."""
+    now = datetime.now(timezone.utc)
+    today = now.replace(hour=0, minute=0, second=0, microsecond=0)
+    named = {"now": now, "today": today, "yesterday": today - timedelta(days=1)}
+    if given in named:
+        return named[given]
+    try:
+        if given[-1:] in UNITS:
+            return now - width(given.removeprefix("-"))
+        found = datetime.fromisoformat(given[:-1] + "+00:00" if given[-1:] in "Zz" else given)
+        return found if found.tzinfo else found.replace(tzinfo=timezone.utc)
+    except (argparse.ArgumentTypeError, ValueError, OverflowError):
+        raise argparse.ArgumentTypeError(
+            f"{given!r} is no time: write 15m, 1h or 7d (ago), now, today, yesterday, or 2026-11-22T09:00:00Z"
+        ) from None
+
+
+def rows_wanted(given: str) -> int:
+    """Return a number of rows. An argparse type."""
+    if re.fullmatch("[0-9]{1,6}", given) and 1 <= int(given) <= 100_000:  # all are held in memory
+        return int(given)
+    raise argparse.ArgumentTypeError(f"{given!r} must be a whole number from 1 to 100,000")
+
+
+def seconds(given: str) -> float:
+    """Return seconds, written as `5`, `0.5` or `5s`. An argparse type."""
+    if re.fullmatch(r"[0-9]{1,6}(\.[0-9]{1,3})?s?", given) and (found := float(given.removesuffix("s"))) >= 0.1:
+        return found
+    raise argparse.ArgumentTypeError(f"{given!r} must be seconds, 0.1 at least: write 5 or 0.5")
