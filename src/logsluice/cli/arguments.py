@@ -18,7 +18,7 @@ def width(given: str) -> timedelta:
 
 
 def moment(given: str) -> datetime:
-    """Return when `15m` (ago), `now`, `today`, `yesterday` or an RFC 3339 time is; UTC where it says no offset. An argparse type."""
+    """Return when `15m` (ago), `now`, `today`, `yesterday` or an RFC 3339 time is, UTC. An argparse type."""
     now = datetime.now(timezone.utc)
     today = now.replace(hour=0, minute=0, second=0, microsecond=0)
     named = {"now": now, "today": today, "yesterday": today - timedelta(days=1)}
@@ -28,7 +28,7 @@ def moment(given: str) -> datetime:
         if given[-1:] in UNITS:
             return now - width(given.removeprefix("-"))
         found = datetime.fromisoformat(given[:-1] + "+00:00" if given[-1:] in "Zz" else given)
-        return found if found.tzinfo else found.replace(tzinfo=timezone.utc)
+        return found.astimezone(timezone.utc) if found.tzinfo else found.replace(tzinfo=timezone.utc)
     except (argparse.ArgumentTypeError, ValueError, OverflowError):
         raise argparse.ArgumentTypeError(
             f"{given!r} is no time: write 15m, 1h or 7d (ago), now, today, yesterday, or 2026-11-22T09:00:00Z"
@@ -47,3 +47,12 @@ def seconds(given: str) -> float:
     if re.fullmatch(r"[0-9]{1,6}(\.[0-9]{1,3})?s?", given) and (found := float(given.removesuffix("s"))) >= 0.1:
         return found
     raise argparse.ArgumentTypeError(f"{given!r} must be seconds, 0.1 at least: write 5 or 0.5")
+
+
+def utf8(given: str) -> str:
+    """Return the text, if the database can be asked for it: a shell passes any bytes. An argparse type."""
+    try:
+        given.encode()
+    except UnicodeEncodeError:
+        raise argparse.ArgumentTypeError(f"{given!a} is not UTF-8") from None
+    return given

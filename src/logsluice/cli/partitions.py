@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from logsluice import partitions
 from logsluice.cli import common, tables
+from logsluice.cli.arguments import utf8
 from logsluice.cli.stats import as_json
 from logsluice.cli.tables import Column
 from logsluice.cli.tail import paint, say_anything, visible, wants_colour
@@ -37,7 +38,7 @@ _COLUMNS = [
 def register(commands: common.Commands) -> None:
     """Add the command."""
     parser = commands.add_parser("partitions", help="list the partitions of the tables, with their sizes")
-    parser.add_argument("table", nargs="?", help="only of this table: logs, activity, ... (default: all)")
+    parser.add_argument("table", nargs="?", type=utf8, help="only of this table: logs, activity, ... (default: all)")
     parser.add_argument("-o", choices=("table", "json"), default="table", help="how (default: %(default)s)")
     common.add_dsn(parser)
     parser.set_defaults(run=run)

@@ -17,7 +17,7 @@ import psycopg
 
 from logsluice import reports
 from logsluice.cli import common
-from logsluice.cli.arguments import UNITS, moment, rows_wanted, seconds, width
+from logsluice.cli.arguments import UNITS, moment, rows_wanted, seconds, utf8, width
 from logsluice.cli.tables import Column, count, screen, share, size, table, text, took
 from logsluice.cli.tail import name, paint, say_anything, visible, wants_colour
 from logsluice.errors import LogsluiceError
@@ -167,7 +167,7 @@ def register(commands: common.Commands) -> None:
     parser.add_argument(
         "--until", type=moment, default="now", metavar="WHEN", help="to when, as --since (default: now)"
     )
-    parser.add_argument("--service", help="only what this program logged (default: all)")
+    parser.add_argument("--service", type=utf8, help="only what this program logged (default: all)")
     parser.add_argument(
         "--by", type=width, metavar="SPAN", help="width of a line of time: 30s, 5m, 1h (default: what makes 12 lines)"
     )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from logsluice import reports
 from logsluice.cli import common, tables
-from logsluice.cli.arguments import rows_wanted
+from logsluice.cli.arguments import rows_wanted, utf8
 from logsluice.cli.stats import as_json
 from logsluice.cli.tables import Column
 from logsluice.cli.tail import say_anything, wants_colour
@@ -41,7 +41,7 @@ def _below(one: reports.StreamState) -> tuple[str]:
 def register(commands: common.Commands) -> None:
     """Add the command."""
     parser = commands.add_parser("streams", help="list who sends, and what became of it, the last sender first")
-    parser.add_argument("--service", help="only of this program (default: all)")
+    parser.add_argument("--service", type=utf8, help="only of this program (default: all)")
     parser.add_argument("-n", type=rows_wanted, default=20, metavar="ROWS", help="how many (default: %(default)s)")
     parser.add_argument("-o", choices=("table", "json"), default="table", help="how (default: %(default)s)")
     common.add_dsn(parser)

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from logsluice import reports
 from logsluice.cli import common
-from logsluice.cli.arguments import seconds
+from logsluice.cli.arguments import seconds, utf8
 from logsluice.cli.streams import AHEAD, who
 from logsluice.cli.tables import Column, count, cut, screen, table, text
 from logsluice.cli.tail import name, paint, say_anything, visible, wants_colour
@@ -61,7 +61,7 @@ def register(commands: common.Commands) -> None:
         "--every", type=seconds, default=5.0, metavar="SECONDS", help="between two pages (default: %(default)g)"
     )
     parser.add_argument("--once", action="store_true", help="one page, after a second at most, and end")
-    parser.add_argument("--service", help="only of this program (default: all)")
+    parser.add_argument("--service", type=utf8, help="only of this program (default: all)")
     common.add_dsn(parser)
     parser.set_defaults(run=run)
 

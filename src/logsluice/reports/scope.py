@@ -69,15 +69,20 @@ class Scope:
         """Return when the buckets begin that hold the scope; the first one may begin before it."""
         if every <= timedelta(0):
             raise ConfigError(f"every must be more than nothing, got {every}")
-        at = ORIGIN + (self.since - ORIGIN) // every * every
-        if (self.until - at) / every > MOST_BUCKETS:
+        try:
+            at = ORIGIN + (self.since - ORIGIN) // every * every
+            if (self.until - at) / every > MOST_BUCKETS:
+                raise ConfigError(
+                    f"{self.until - self.since} in steps of {every} is more than {MOST_BUCKETS:,}: widen them"
+                )
+            found = []
+            while at < self.until:
+                found.append(at.astimezone(timezone.utc))
+                at += every
+        except OverflowError:
             raise ConfigError(
-                f"{self.until - self.since} in steps of {every} is more than {MOST_BUCKETS:,}: widen them"
-            )
-        found = []
-        while at < self.until:
-            found.append(at.astimezone(timezone.utc))
-            at += every
+                f"steps of {every} leave the years 1 to 9999: ask for less, or make them less wide"
+            ) from None
         return found
 
 
@@ -133,8 +138,7 @@ def report(
             if not has(conn, scope, "logs"):
                 raise LogsluiceError(
                     f"there is no table {scope.table('logs')} in database {quote(conn.info.dbname)}. A handler makes "
-                    "it with its first record; `logsluice migrate` makes it now; the schema and the DSN say where to "
-                    "look"
+                    "it with its first record; `logsluice migrate` makes it now; --schema and --dsn say where to look"
                 )
             return run(conn, scope, *args, **options)
 
