@@ -96,7 +96,7 @@ def run(args: argparse.Namespace) -> int:
 def _show(stream: TextIO, lines: Sequence[str], *, full: bool) -> None:
     """Write a page: over the last one, on a terminal, without a flicker; else below it."""
     if full:
-        stream.write(_HOME + "".join(f"{line}{_CLEAR_LINE}\r\n" for line in lines) + _CLEAR_REST)
+        stream.write(_HOME + "".join(f"{line}{_CLEAR_LINE}\n" for line in lines) + _CLEAR_REST)
     else:
         stream.write("\n".join([*lines, "", ""]))
     stream.flush()
