@@ -250,7 +250,7 @@ class _Reader:
             return first, tuple(rest)
         near = [] if rest else difflib.get_close_matches(first, self.columns, n=1, cutoff=0.8)  # as columns.py has it
         if near:
-            more = f"; for an attribute write attributes.{first}" if "attributes" in self.columns else ""
+            more = f" For an attribute write attributes.{first}" if "attributes" in self.columns else ""
             raise self.wrong(f"there is no column {_named(first)}: did you mean {near[0]}?{more}", start)
         if self.columns.get("attributes") != "json":
             raise self.wrong(f"there is no column {_named(first)}: write one of {', '.join(self.columns)}", start)

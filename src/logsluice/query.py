@@ -29,7 +29,7 @@ from logsluice.errors import ConfigError, LogsluiceError
 from logsluice.records import Count, Key, Record, key_of, maker, read_json, shown
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Generator, Iterator, Sequence
     from datetime import tzinfo
 
     from logsluice.conditions import Condition
@@ -143,12 +143,12 @@ class Query:
     def iterate(
         self, filter: str = "", *, table: str = "logs", since: When = None, until: When = None,  # noqa: A002 - as above
         newest_first: bool = False,
-    ) -> Iterator[Record]:  # fmt: skip
+    ) -> Generator[Record, None, None]:  # fmt: skip
         """
         Yield all records that fit, any number of them in the memory of 1,000, as they are when the first is asked for.
 
-        Until it ends or is closed it keeps a connection and a transaction open, in which the server cannot clean up
-        what is deleted meanwhile. The timeout is for each 1,000.
+        Until it ends or is closed (`contextlib.closing`) it keeps a connection and a transaction open, and the server
+        cannot clean up what is deleted meanwhile. The timeout is for each 1,000.
         """
         with self._reading() as conn:
             plan = self._plan(conn, filter, table, since, until)

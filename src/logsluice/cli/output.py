@@ -215,8 +215,8 @@ def _cells(record: Record, style: Style) -> str:
 
 def _csv(cells: Sequence[Any]) -> str:
     out = io.StringIO()
-    csv.writer(out, lineterminator="").writerow(cells)
-    return out.getvalue()
+    csv.writer(out, lineterminator="\n").writerow(cells)  # with another end of lines it may leave "\n" unquoted
+    return out.getvalue()[:-1]
 
 
 def _raw(record: Record, style: Style) -> str:

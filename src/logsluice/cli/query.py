@@ -7,6 +7,7 @@ It ends as grep does: 0 when something was found, 1 when nothing, 2 for a filter
 from __future__ import annotations
 
 import argparse
+import contextlib
 import datetime as dt
 import os
 import sys
@@ -72,12 +73,11 @@ def _run(args: argparse.Namespace) -> int:
             query = Query(conn, schema=args.schema, statement_timeout=args.timeout, zone=args.tz)
             columns = tuple(query.columns(args.table))
             wanted = {"table": args.table, "since": args.since, "until": args.until}
-            found: Iterable[Record]
             if args.n is None:
-                found = query.iterate(text, **wanted)
+                with contextlib.closing(query.iterate(text, **wanted)) as found:
+                    count = _print(found, args, columns)
             else:
-                found = reversed(query.logs(text, limit=args.n, **wanted))
-            count = _print(found, args, columns)
+                count = _print(reversed(query.logs(text, limit=args.n, **wanted)), args, columns)
     if not count:
         print(f"no records that fit in {where}", file=sys.stderr)
     return FOUND if count else NONE
