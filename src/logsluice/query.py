@@ -25,8 +25,10 @@ from psycopg_pool import ConnectionPool, PoolTimeout
 
 from logsluice import conditions, grammar
 from logsluice.columns import quote
+from logsluice.config import PostgresSettings
 from logsluice.errors import ConfigError, LogsluiceError
 from logsluice.records import Count, Key, Record, key_of, maker, read_json, shown
+from logsluice.sinks.link import check_dsn
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator, Sequence
@@ -82,7 +84,8 @@ class Query:
 
     `where`: a libpq string or URI, for a pool of its own that the first call opens (at most 4 connections; `close` ends
     it); a `psycopg_pool.ConnectionPool`; or a `psycopg.Connection` that is in no transaction. `statement_timeout`:
-    seconds a statement may take, None for ever. `zone`: of dates and times in filters that do not say theirs.
+    seconds a statement may take, None for ever. `zone`: of dates and times in filters that do not say theirs. Raises
+    `ConfigError` for a dsn that libpq cannot read.
 
     A call blocks for at most 10 s for a connection, and for `statement_timeout`. It raises `grammar.FilterError` for a
     filter that cannot be read, `LogsluiceError` for a table that is not there, an id that is none, or what took too
@@ -103,6 +106,9 @@ class Query:
         self._owned = isinstance(where, str)
         self._where: Any = where
         if isinstance(where, str):
+            wrong = check_dsn(PostgresSettings(dsn=where))
+            if wrong:
+                raise ConfigError(wrong)
             # prepare_threshold: prepared statements do not go through PgBouncer in transaction mode.
             options = {"autocommit": True, "prepare_threshold": None, "fallback_application_name": "logsluice"}
             self._where = ConnectionPool(where, kwargs=options, min_size=0, max_size=POOL_SIZE, open=False)
@@ -312,6 +318,9 @@ class Query:
         raise LogsluiceError(f"{name} must be a text such as '15m', a datetime or a timedelta, got {given!r:.100}")
 
     def _columns(self, conn: psycopg.Connection[Any], table: str) -> dict[str, str]:
+        for name in (self.schema, table):
+            if not name.isprintable():  # NUL and halves of characters would not even reach the server
+                raise LogsluiceError(f"{name!r:.100} is no name of a table or schema that can be read")
         cursor = conn.cursor(row_factory=tuple_row)
         types: dict[str, str] = dict(cursor.execute(_COLUMNS, [self.schema, table]).fetchall())
         if not {"ts", "stream", "seq"} <= types.keys():

@@ -171,7 +171,7 @@ def test_as_a_program_whose_reader_leaves(dsn, conn):
 ARGUMENTS = st.lists(
     st.sampled_from(["-n", "-o", "--since", "--until", "--table", "--tz", "--keys", "5", "all", "json", "csv", "15m",
                      "level>=warning", "message~=", "(", '"', "logs", "spans", "UTC", "local"])
-    | st.text(max_size=12),
+    | st.text(st.characters(), max_size=12),
     max_size=5,
 )  # fmt: skip
 

@@ -244,6 +244,12 @@ def test_pools_and_connections_of_the_program(dsn, rows):
                 Query(conn).logs()
 
 
+def test_a_wrong_dsn_is_said_without_its_password():
+    with pytest.raises(ConfigError, match="dsn: libpq") as raised:
+        Query("postgresql://me:se@cret%zz@host/db")
+    assert "cret" not in str(raised.value)
+
+
 def test_no_server_is_said(monkeypatch):
     monkeypatch.setattr(module, "CONNECT_SECONDS", 0.1)
     with Query("host=/nowhere") as query, pytest.raises(LogsluiceError, match="no connection to the database within"):
@@ -262,6 +268,9 @@ def test_a_table_that_is_not_there_and_limits_that_are_none(query, empty_dsn):
         query.logs(table="nope")
     with Query(empty_dsn) as empty, pytest.raises(LogsluiceError, match="of records there: none"):
         empty.logs()
+    for name in ("a\0b", "a\udc80b"):
+        with pytest.raises(LogsluiceError, match="is no name of a table"):
+            query.logs(table=name)
     for wrong in (0, "5"):
         with pytest.raises(LogsluiceError, match="must be a whole number from 1 on"):
             query.logs(limit=wrong)
