@@ -160,7 +160,8 @@ def _pretty(record: Record, style: Style) -> str:
     ts = record.ts.astimezone(style.zone)
     time = ts.isoformat(" ", "milliseconds").replace("+00:00", "Z")
     rest = {name: value for name, value in record.fields.items() if value is not None}
-    shown = {**rest, **record.attributes} if isinstance(record.attributes, dict) else {**rest, "": record.attributes}
+    more = record.attributes if isinstance(record.attributes, dict) else {"": record.attributes}
+    shown = {**rest, **more, **rest}  # columns first, and no attribute in the place of one
     text = json.dumps(shown, ensure_ascii=False, default=_plain)
     row = Row(time, record.level or 0, record.logger, record.message, record.exc_type, record.exc_message,
               record.exc_text, text)  # fmt: skip
