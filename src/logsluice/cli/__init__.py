@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 # In the order in which a newcomer meets them.
 COMMANDS = (
-    "demo", "preset", "tail", "show", "trace", "stats", "top", "doctor", "dead", "journal", "decrypt", "migrate",
-    "types", "prune", "partitions", "streams", "version",
+    "demo", "preset", "tail", "query", "show", "trace", "stats", "top", "doctor", "dead", "journal", "decrypt",
+    "migrate", "types", "prune", "partitions", "streams", "version",
 )  # fmt: skip
 
 

@@ -6,6 +6,8 @@ import argparse
 import re
 from datetime import datetime, timedelta, timezone
 
+from logsluice import grammar
+
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 
 
@@ -18,21 +20,11 @@ def width(given: str) -> timedelta:
 
 
 def moment(given: str) -> datetime:
-    """Return when `15m` (ago), `now`, `today`, `yesterday` or an RFC 3339 time is, UTC. An argparse type."""
-    now = datetime.now(timezone.utc)
-    today = now.replace(hour=0, minute=0, second=0, microsecond=0)
-    named = {"now": now, "today": today, "yesterday": today - timedelta(days=1)}
-    if given in named:
-        return named[given]
+    """Return when `15m` (ago), `yesterday` or an RFC 3339 time is, as filters have it. An argparse type."""
     try:
-        if given[-1:] in UNITS:
-            return now - width(given.removeprefix("-"))
-        found = datetime.fromisoformat(given[:-1] + "+00:00" if given[-1:] in "Zz" else given)
-        return found.astimezone(timezone.utc) if found.tzinfo else found.replace(tzinfo=timezone.utc)
-    except (argparse.ArgumentTypeError, ValueError, OverflowError):
-        raise argparse.ArgumentTypeError(
-            f"{given!r} is no time: write 15m, 1h or 7d (ago), now, today, yesterday, or 2026-11-22T09:00:00Z"
-        ) from None
+        return grammar.moment(given, datetime.now(timezone.utc))
+    except grammar.FilterError as error:
+        raise argparse.ArgumentTypeError(error.problem) from None
 
 
 def rows_wanted(given: str) -> int:

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 from logsluice import partitions
 from logsluice.cli import common, tables
 from logsluice.cli.arguments import utf8
+from logsluice.cli.output import paint, say_anything, visible, wants_colour
 from logsluice.cli.stats import as_json
 from logsluice.cli.tables import Column
-from logsluice.cli.tail import paint, say_anything, visible, wants_colour
 from logsluice.columns import quote
 from logsluice.errors import LogsluiceError
 

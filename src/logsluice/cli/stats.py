@@ -18,8 +18,8 @@ import psycopg
 from logsluice import reports
 from logsluice.cli import common
 from logsluice.cli.arguments import UNITS, moment, rows_wanted, seconds, utf8, width
+from logsluice.cli.output import name, paint, say_anything, visible, wants_colour
 from logsluice.cli.tables import Column, count, screen, share, size, table, text, took
-from logsluice.cli.tail import name, paint, say_anything, visible, wants_colour
 from logsluice.errors import LogsluiceError
 
 if TYPE_CHECKING:

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 from logsluice import reports
 from logsluice.cli import common, tables
 from logsluice.cli.arguments import rows_wanted, utf8
+from logsluice.cli.output import say_anything, wants_colour
 from logsluice.cli.stats import as_json
 from logsluice.cli.tables import Column
-from logsluice.cli.tail import say_anything, wants_colour
 
 if TYPE_CHECKING:
     import argparse

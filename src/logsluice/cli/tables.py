@@ -1,7 +1,7 @@
 """
 Tables for people: numbers first, the longest text last, where it may be cut to the width of the terminal.
 
-What was logged by strangers goes through `tail.visible` here, cell by cell: it can neither drive the terminal nor
+What was logged by strangers goes through `output.visible` here, cell by cell: it can neither drive the terminal nor
 begin a line.
 """
 
@@ -13,7 +13,7 @@ import unicodedata
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from logsluice.cli.tail import INDENT, paint, visible
+from logsluice.cli.output import INDENT, paint, visible
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence

@@ -22,9 +22,9 @@ from typing import TYPE_CHECKING, Any, TextIO
 from logsluice import reports
 from logsluice.cli import common
 from logsluice.cli.arguments import seconds, utf8
+from logsluice.cli.output import name, paint, say_anything, visible, wants_colour
 from logsluice.cli.streams import AHEAD, who
 from logsluice.cli.tables import Column, count, cut, screen, table, text
-from logsluice.cli.tail import name, paint, say_anything, visible, wants_colour
 
 if TYPE_CHECKING:
     import argparse
