@@ -33,7 +33,9 @@ logsluice: Python logs into PostgreSQL, files, HTTP. The map, in the order in wh
     middleware/    rows for requests (ASGI, WSGI) and jobs (functions, Celery)
     deadletters.py dead letters, sent again;  devserver/  an embedded PostgreSQL;  doctor/;  cli/
     journals.py    a journal's folder, shown and loaded by hand;  conformance.py: the rules of a sink, tried
+    query.py       stored records, read: grammar.py (the filter, pure), conditions.py (its SQL), records.py, ids.py
     tracing.py     traces and their spans, begun and ended; traceparent.py: W3C headers;  traces.py: one, read as a tree
+    reports/       figures of what is stored, exact: `logsluice stats`
     contrib/       types of logs that many programs keep, each a table when it is first used
     console.py     ConsoleHandler: lines for people at a terminal, written by the call itself;  presets.py
 

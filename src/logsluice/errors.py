@@ -4,6 +4,7 @@ The errors, cut by what the caller can do.
     LogsluiceError
       ConfigError        fix the settings
       DevServerError     the embedded PostgreSQL could not be started
+      grammar.FilterError  write the filter anew; it points at the character
       sinks.SinkError    inside the listener only; its Failure gets a verdict (delivery.py)
 """
 

@@ -9,8 +9,8 @@ from datetime import timedelta
 import psycopg
 import pytest
 
-from logsluice import PostgresHandler
-from logsluice.cli import main, show
+from logsluice import PostgresHandler, ids
+from logsluice.cli import main
 from logsluice.contrib import SystemEvent
 
 STORED_SECONDS = 30  # a moment as a rule; a busy machine may take its time
@@ -38,12 +38,12 @@ def stored(dsn):
 def test_every_form_of_the_id_finds_it(stored, capsys):
     dsn, entry, ts, stream, seq = stored
     capsys.readouterr()
-    for form in (entry, entry.replace("-", "").upper(), show.made(stream, seq, ts), f"{stream}~{seq}"):
+    for form in (entry, entry.replace("-", "").upper(), ids.made(stream, seq, ts), f"{stream}~{seq}"):
         assert main(["show", form, "--dsn", dsn, "-o", "json"]) == 0
         found = json.loads(capsys.readouterr().out)
-        assert (found["id"], found["table"]) == (show.made(stream, seq, ts), "logs")
+        assert (found["id"], found["table"]) == (ids.made(stream, seq, ts), "logs")
         assert (found["message"], found["attributes"]) == (f"paid {ESC}[31m\nid {RLO}x", {"amount": 12.5})
-    other = show.made(stream, seq, ts + timedelta(microseconds=1))
+    other = ids.made(stream, seq, ts + timedelta(microseconds=1))
     assert main(["show", other, "--dsn", dsn]) == 1
 
 

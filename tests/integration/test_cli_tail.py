@@ -13,7 +13,7 @@ import psycopg
 import pytest
 
 from logsluice import PostgresHandler
-from logsluice.cli import main, tail
+from logsluice.cli import main, output
 
 TIME = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{3}Z"
 STORED_SECONDS = 30  # a moment as a rule; a busy machine may take its time
@@ -115,7 +115,7 @@ def test_what_is_logged_cannot_drive_the_terminal(log, shown):
 
 def test_ordinary_text_of_all_the_world_stays_as_it_is():
     for text in ("café", "日本語", "שלום", "👩\u200d👩\u200d👧", "می\u200cخواهم", "C:\\new"):
-        assert tail.visible(text) == text
+        assert output.visible(text) == text
 
 
 def test_every_control_character_is_made_visible():
@@ -129,8 +129,8 @@ def test_every_control_character_is_made_visible():
         *range(0x2066, 0x206A),
     ]
     for code in controls:
-        assert tail.visible(chr(code)).isprintable(), hex(code)
-        assert tail.visible(chr(code)).startswith("\\")
+        assert output.visible(chr(code)).isprintable(), hex(code)
+        assert output.visible(chr(code)).startswith("\\")
 
 
 def test_colour_only_on_a_terminal_and_not_against_no_color(monkeypatch):
@@ -140,18 +140,18 @@ def test_colour_only_on_a_terminal_and_not_against_no_color(monkeypatch):
 
     monkeypatch.delenv("NO_COLOR", raising=False)
     monkeypatch.setenv("TERM", "xterm")
-    assert tail.wants_colour(Terminal())
-    assert not tail.wants_colour(io.StringIO())
+    assert output.wants_colour(Terminal())
+    assert not output.wants_colour(io.StringIO())
     monkeypatch.setenv("NO_COLOR", "1")
-    assert not tail.wants_colour(Terminal())
+    assert not output.wants_colour(Terminal())
     monkeypatch.delenv("NO_COLOR")
     monkeypatch.setenv("TERM", "dumb")
-    assert not tail.wants_colour(Terminal())
+    assert not output.wants_colour(Terminal())
 
 
 def test_colours_surround_and_never_alter():
-    row = tail.Row("2026-11-22 09:01:02.123Z", 40, "shop", "no", None, None, None, '{"a": 1}')
-    (plain,), (painted,) = tail.lines(row), tail.lines(row, colour=True)
+    row = output.Row("2026-11-22 09:01:02.123Z", 40, "shop", "no", None, None, None, '{"a": 1}')
+    (plain,), (painted,) = output.lines(row), output.lines(row, colour=True)
     assert painted != plain
     assert re.sub(r"\x1b\[[0-9;]*m", "", painted) == plain
 

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 # In the order in which a newcomer meets them.
 COMMANDS = (
-    "demo", "preset", "tail", "show", "trace", "doctor", "dead", "journal", "decrypt", "migrate", "types", "prune",
+    "demo", "preset", "tail", "query", "show", "trace", "stats", "top", "doctor", "dead", "journal", "decrypt",
+    "migrate", "types", "prune", "partitions", "streams", "version",
 )  # fmt: skip
 
 

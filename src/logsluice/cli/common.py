@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import psycopg
 from psycopg import conninfo
 
+from logsluice.cli.arguments import utf8
 from logsluice.errors import LogsluiceError
 from logsluice.sinks.link import MISREAD, misread
 
@@ -31,11 +32,14 @@ def add_dsn(parser: argparse.ArgumentParser, *, schema: bool = True) -> None:
     """Add --dsn and, where the command does not know it from elsewhere, --schema."""
     parser.add_argument(
         "--dsn",
+        type=utf8,
         help=f"libpq string or URI; without it ${DSN_VARIABLE}, then libpq's own environment (PGHOST, PGSERVICE, ...). "
         "Other users of this machine can read arguments: keep passwords in the environment or in ~/.pgpass",
     )
     if schema:
-        parser.add_argument("--schema", default="logsluice", help="schema of logsluice's tables (default: %(default)s)")
+        parser.add_argument(
+            "--schema", type=utf8, default="logsluice", help="schema of logsluice's tables (default: %(default)s)"
+        )
 
 
 def connect(args: argparse.Namespace) -> psycopg.Connection[Any]:

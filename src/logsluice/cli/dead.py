@@ -20,7 +20,7 @@ import psycopg
 
 from logsluice import deadletters, schema
 from logsluice.cli import common
-from logsluice.cli.tail import say_anything, visible
+from logsluice.cli.output import say_anything, visible
 from logsluice.columns import quote
 from logsluice.deadletters import DEAD_LETTER_RETENTION, HEALS, MOST_TRIES, DeadLetter, Id
 from logsluice.errors import ConfigError, LogsluiceError

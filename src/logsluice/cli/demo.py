@@ -20,7 +20,7 @@ from datetime import datetime, timezone
 from typing import TYPE_CHECKING
 
 from logsluice.cli import demo_report as report
-from logsluice.cli import shop, tail
+from logsluice.cli import output, shop
 from logsluice.cli.demo_watch import SHARE, TICK, Shop, Sight, Table
 from logsluice.devserver import EmbeddedPostgres
 from logsluice.errors import LogsluiceError
@@ -62,7 +62,7 @@ def register(commands: Commands) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Tell the story; 1 if a record was lost or stored twice."""
-    tail.say_anything(sys.stdout)
+    output.say_anything(sys.stdout)
     screen = report.Screen(sys.stdout)
     waits = screen.live and sys.stdin.isatty()
     if args.look and not (args.data and waits):
@@ -152,7 +152,7 @@ class Story:
 
     def _look(self, *, away: bool = False) -> Sight:
         for line in self._shop.said():
-            self._screen.event(f"the bakery's stderr: {tail.visible(line)}", "dim")
+            self._screen.event(f"the bakery's stderr: {output.visible(line)}", "dim")
         accepted = self._shop.accepted()  # first: so that what is in flight is at least this
         seen = Sight(accepted, self._table.rows if away else self._table.count())
         if seen != self._seen:

@@ -16,7 +16,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TextIO
 
-from logsluice.cli import tail
+from logsluice.cli import output
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -79,7 +79,7 @@ class Screen:
     def __init__(self, out: TextIO) -> None:
         self.out = out
         self.live = out.isatty()
-        self.colour = tail.wants_colour(out)
+        self.colour = output.wants_colour(out)
         self.started = time.monotonic()
         self._last = 0.0  # monotonic time of the last plain line of progress
 
@@ -97,20 +97,20 @@ class Screen:
         parts = [text]
         if self.live:  # elsewhere a line is a line: `grep` is to find it whole
             parts = textwrap.wrap(text, max(self.width - MARGIN, 20), break_long_words=False, break_on_hyphens=False)
-        painted = ("\n" + " " * MARGIN).join(tail.paint(part, style, on=self.colour) for part in parts)
+        painted = ("\n" + " " * MARGIN).join(output.paint(part, style, on=self.colour) for part in parts)
         self._write(f"{self._wipe()}{self._at()}  {painted}\n")
 
     def progress(self, text: str) -> None:
         """Say how far it is: in place on a terminal, else now and then."""
         if self.live:
-            self._write(CLEAR + tail.paint(f"{self._at()}  {text}"[: self.width], "dim", on=self.colour))
+            self._write(CLEAR + output.paint(f"{self._at()}  {text}"[: self.width], "dim", on=self.colour))
         elif time.monotonic() - self._last >= PLAIN_SECONDS:
             self._last = time.monotonic()
             self._write(f"{self._at()}  {text}\n")
 
     def text(self, text: str = "", style: str = "") -> None:
         """Print a line without a time."""
-        self._write(f"{self._wipe()}{tail.paint(text, style, on=self.colour)}\n")
+        self._write(f"{self._wipe()}{output.paint(text, style, on=self.colour)}\n")
 
     def table(self, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """Print a table; the second and third column hold figures."""
@@ -181,29 +181,29 @@ def figures(
     ]
 
 
-def samples(conn: psycopg.Connection[Any], since: datetime, outage: tuple[datetime, datetime]) -> list[tail.Row]:
+def samples(conn: psycopg.Connection[Any], since: datetime, outage: tuple[datetime, datetime]) -> list[output.Row]:
     """Return ten rows, oldest first, of as many kinds as there are, logged in the outage as far as there are any."""
     query = f"""
-        SELECT {tail.COLUMNS} FROM (
+        SELECT {output.COLUMNS} FROM (
             SELECT *, ts BETWEEN %s AND %s AS dark,
                    row_number() OVER (PARTITION BY logger, level, ts BETWEEN %s AND %s ORDER BY md5(seq::text)) AS turn
               FROM logsluice.logs WHERE ts >= %s AND service = 'bakery' AND attributes ->> 'id' IS NOT NULL
              ORDER BY dark DESC, turn, ts LIMIT {SAMPLES}) AS chosen
          ORDER BY ts, seq"""
-    return [tail.Row(*row) for row in conn.execute(query.encode(), [*outage, *outage, since])]
+    return [output.Row(*row) for row in conn.execute(query.encode(), [*outage, *outage, since])]
 
 
-def sample_lines(rows: Iterable[tail.Row], screen: Screen) -> list[str]:
+def sample_lines(rows: Iterable[output.Row], screen: Screen) -> list[str]:
     """Return the rows on one line each: no date, no traceback, and on a terminal cut to its width."""
     short = [_brief(row) for row in rows]
-    width = max((len(tail.name(row.level)) for row in short), default=0)
+    width = max((len(output.name(row.level)) for row in short), default=0)
     room = screen.width - 2 if screen.live else None
-    return [f"  {next(tail.lines(_cut(row, width, room), colour=screen.colour, width=width))}" for row in short]
+    return [f"  {next(output.lines(_cut(row, width, room), colour=screen.colour, width=width))}" for row in short]
 
 
-def _cut(row: tail.Row, width: int, room: int | None) -> tail.Row:
+def _cut(row: output.Row, width: int, room: int | None) -> output.Row:
     """Return the row with as much of its attributes, then of its message, as fits on a line."""
-    over = 0 if room is None else len(next(tail.lines(row, width=width))) - room
+    over = 0 if room is None else len(next(output.lines(row, width=width))) - room
     if over <= 0:
         return row
     attributes = row.attributes or ""
@@ -214,7 +214,7 @@ def _cut(row: tail.Row, width: int, room: int | None) -> tail.Row:
     return row._replace(message=f"{(row.message or '')[: -over - 1]}…")
 
 
-def _brief(row: tail.Row) -> tail.Row:
+def _brief(row: output.Row) -> output.Row:
     error = f" ({row.exc_type.rpartition('.')[2]}: {row.exc_message})" if row.exc_type else ""
     attributes = json.loads(row.attributes or "{}")
     del attributes["id"]  # the demo's own; the others are what a program would log

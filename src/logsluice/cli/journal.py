@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from logsluice import journals
 from logsluice.cli import common
-from logsluice.cli.tail import say_anything, visible
+from logsluice.cli.output import say_anything, visible
 from logsluice.columns import Table, quote
 from logsluice.errors import LogsluiceError
 from logsluice.folder import QUARANTINE, file_system

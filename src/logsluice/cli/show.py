@@ -1,52 +1,27 @@
-"""
-`logsluice show ID`: one record in full, of `logs` or of a typed table.
-
-An id is one of three: the uuid of the views of `logsluice migrate --compat` (stream and seq, 16 hexadecimal digits
-each); ts~stream~seq, each in base 32 (0-9a-v), the ts in microseconds since the epoch, which the index on `ts` finds
-at once; stream~seq in decimal, as `grafana_logs` has it.
-"""
+"""`logsluice show ID`: one record in full, of `logs` or of a typed table; ids.py says what an id is."""
 
 from __future__ import annotations
 
 import json
 import sys
-import uuid
-from datetime import datetime, timedelta, timezone
-from typing import TYPE_CHECKING, Any, NamedTuple
+from datetime import timedelta, timezone
+from typing import TYPE_CHECKING, Any
 
 import psycopg
 from psycopg import rows, sql
 
-from logsluice.cli import common, tail
+from logsluice.cli import common, output
 from logsluice.columns import quote
 from logsluice.errors import LogsluiceError
+from logsluice.ids import Id, made, parse
+from logsluice.query import TABLES
 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Iterator
 
-_EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
-_DIGITS = "0123456789abcdefghijklmnopqrstuv"  # of base 32, as Python's int() reads them
-_TOP = 1 << 63  # the first number that bigint does not hold
 # Around the life of a stream: a journal may have waited for a day, the clock of a host may be off.
 _SLACK = timedelta(days=1)
-# Tables with the columns of a record. Partitions are read through their parent; `logs` comes first.
-_TABLES = """
-    SELECT c.relname FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
-     WHERE n.nspname = %s AND c.relkind IN ('r', 'p') AND NOT c.relispartition
-       AND (SELECT count(*) FROM pg_catalog.pg_attribute a WHERE a.attrelid = c.oid AND NOT a.attisdropped
-                AND a.attname IN ('ts', 'stream', 'seq')) = 3
-       AND has_table_privilege(c.oid, 'SELECT')
-     ORDER BY c.relname <> 'logs', c.relname
-"""
-
-
-class Id(NamedTuple):
-    """What an id says."""
-
-    stream: int
-    seq: int
-    ts: datetime | None  # None: it does not say
 
 
 def register(commands: common.Commands) -> None:
@@ -69,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
     if found is None:
         more = "; it was refused by its table: `logsluice dead show` has it" if dead else ""
         raise LogsluiceError(f"no record {args.id} in {where} that this role may read{more}")
-    tail.say_anything(sys.stdout)
+    output.say_anything(sys.stdout)
     if args.o == "json":
         # ASCII: control characters and marks of direction are spelled out.
         print(json.dumps(found, ensure_ascii=True, indent=2))
@@ -79,46 +54,9 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def parse(text: str) -> Id:
-    """Return what an id says. Raises `LogsluiceError` for what is none."""
-    try:
-        parts = text.split("~")
-        if len(parts) == 3:
-            ts, stream, seq = (int(part, 32) for part in parts)
-            found = Id(stream, seq, _EPOCH + timedelta(microseconds=ts))
-        elif len(parts) == 2:
-            found = Id(int(parts[0]), int(parts[1]), None)
-        else:
-            number = uuid.UUID(text).int
-            stream, seq = number >> 64, number & (1 << 64) - 1
-            found = Id(stream, seq - (1 << 64) if seq >= _TOP else seq, None)  # rows of our own count downwards
-        if not (0 <= found.stream < _TOP and -_TOP <= found.seq < _TOP):
-            raise ValueError
-    except (ValueError, OverflowError):
-        raise LogsluiceError(
-            f"{text!r} is no id: write a uuid as in log_entry.id, ts~stream~seq in base 32, or stream~seq in decimal"
-        ) from None
-    return found
-
-
-def made(stream: int, seq: int, ts: datetime) -> str:
-    """Return the id of a record that says when it was: ts~stream~seq."""
-    return "~".join(map(_base32, ((ts - _EPOCH) // timedelta(microseconds=1), stream, seq)))
-
-
-def _base32(number: int) -> str:
-    digits = ""
-    rest = abs(number)
-    while True:
-        digits = _DIGITS[rest % 32] + digits
-        rest //= 32
-        if not rest:
-            return "-" + digits if number < 0 else digits
-
-
 def find(conn: psycopg.Connection[Any], schema: str, wanted: Id) -> dict[str, Any] | None:
     """Return {"id", "table", columns that are set}, of `logs` or a typed table; None when there is no such record."""
-    tables = [row[0] for row in conn.execute(_TABLES, [schema])]
+    tables = [row[0] for row in conn.execute(TABLES, [schema])]
     for since, until in _spans(conn, schema, wanted):
         for table in tables:
             query = sql.SQL(
@@ -163,6 +101,6 @@ def lines(record: dict[str, Any]) -> Iterator[str]:
     width = max(map(len, record))
     for name, value in record.items():
         text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, indent=2)
-        first, more = tail.split(text)
-        yield f"{tail.visible(name).ljust(width)}  {first}"
-        yield from (tail.INDENT + line for line in more)
+        first, more = output.split(text)
+        yield f"{output.visible(name).ljust(width)}  {first}"
+        yield from (output.INDENT + line for line in more)

@@ -6,7 +6,7 @@
         +0.101 s  charge  0.953 s  error  {"exception.type": "CardError"}
             +0.120 s  WARNING  shop.pay  card refused
 
-Times with a plus are since the trace began. Nothing that was stored can forge a line or drive the terminal: tail.py.
+Times with a plus are since the trace began. Nothing that was stored can forge a line or drive the terminal: output.py.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from logsluice import traces
 from logsluice.cli import common
-from logsluice.cli.tail import INDENT, name, paint, say_anything, split, visible, wants_colour
+from logsluice.cli.output import INDENT, name, paint, say_anything, split, visible, wants_colour
 from logsluice.columns import quote
 from logsluice.errors import LogsluiceError
 

@@ -1,0 +1,96 @@
+"""
+SQL of the filter's terms. Every value, and every name of an attribute, is a parameter: no text of a filter is in it.
+
+Names of columns are identifiers that the table has (grammar.py refuses others). `r` is the row that is looked at.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from psycopg import sql
+
+from logsluice.grammar import EQUAL, REGEX, TEXT, Term, number
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+# Digits are bounded: PostgreSQL's numeric has 131,072 of them, and an attribute may be a longer text of digits.
+_NUMBER = sql.Literal(r"^[+-]?[0-9]{1,30}(\.[0-9]{0,30})?([eE][+-]?[0-9]{1,2})?$")
+_MATCHES = {"~=": "~", "!~=": "~", "~~=": "~*", "!~~=": "~*"}
+
+
+@dataclass(frozen=True)
+class Condition:
+    """A piece of SQL and the values of its placeholders, in their order."""
+
+    sql: sql.Composable
+    values: tuple[Any, ...] = ()
+
+
+def made(template: str, *parts: Condition | sql.Composable, values: Sequence[Any] = ()) -> Condition:
+    """Put parts into a template of ours, at its {}; `values`: of its own placeholders, which stand behind the parts."""
+    inner = [part.sql if isinstance(part, Condition) else part for part in parts]
+    of_parts = [value for part in parts if isinstance(part, Condition) for value in part.values]
+    return Condition(sql.SQL(template).format(*inner), (*of_parts, *values))
+
+
+def all_of(conditions: Sequence[Condition]) -> Condition:
+    """Return what holds when all hold: with nothing to hold, always."""
+    if not conditions:
+        return Condition(sql.SQL("true"))
+    return Condition(
+        sql.SQL(" AND ").join(one.sql for one in conditions), tuple(v for one in conditions for v in one.values)
+    )
+
+
+def of_term(term: Term) -> Condition:
+    """Return the condition of a term."""
+    column = Condition(sql.SQL("r.{}").format(sql.Identifier(term.column)))
+    if term.operator == TEXT:
+        # ILIKE, and regular expressions, use an index of pg_trgm where there is one.
+        pattern = re.sub(r"([\\%_])", r"\\\1", str(term.value))
+        return made("{} ILIKE %s::text", column, values=[f"%{pattern}%"])
+    left = _text(term, column) if term.kind in {"attribute", "json", "other"} else column
+    if term.operator in REGEX:
+        found = made(f"{{}} {_MATCHES[term.operator]} %s::text", left, values=[term.value])
+        return made("NOT coalesce({}, false)", found) if term.operator.startswith("!") else found
+    if term.value is None:
+        # Of a text the empty one is none, too.
+        empty = made("coalesce({}, '') = ''" if left is not column or term.kind == "text" else "{} IS NULL", left)
+        return made("NOT ({})", empty) if term.operator == "!=" else empty
+    if term.kind == "attribute":
+        return _attribute(term, left)
+    cast = "::text" if isinstance(term.value, str) else ""
+    operator = "IS DISTINCT FROM" if term.operator == "!=" else term.operator
+    return made(f"{{}} {operator} %s{cast}", left, values=[term.value])
+
+
+def _text(term: Term, column: Condition) -> Condition:
+    """Return a value of JSON, or of a type that is not compared by itself, as text."""
+    if not term.path:
+        return made("{}::text", column)
+    if len(term.path) == 1:
+        return made("({} ->> %s::text)", column, values=term.path)
+    # OpenTelemetry's names have dots inside; what a program gives as a dict is nested.
+    return made("coalesce({0} #>> %s::text[], {0} ->> %s::text)", column, values=[list(term.path), ".".join(term.path)])
+
+
+def _attribute(term: Term, left: Condition) -> Condition:
+    """Compare a value of an attribute: as a number where both are one, for 12.5 and 12.50 are the same."""
+    value = number(str(term.value))
+    operator = term.operator if term.operator not in EQUAL else "="
+    as_number = Condition(
+        sql.SQL(f"CASE WHEN {{0}} ~ {{1}} THEN ({{0}})::numeric {operator} %s ELSE false END").format(
+            left.sql, _NUMBER
+        ),
+        (*left.values, *left.values, value),
+    )
+    if term.operator not in EQUAL:
+        return as_number
+    same = made("{} = %s::text", left, values=[term.value])
+    if value is not None:
+        same = made("({} OR {})", same, as_number)
+    return made("NOT coalesce({}, false)", same) if term.operator == "!=" else same
