@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 # In the order in which a newcomer meets them.
 COMMANDS = (
     "demo", "preset", "tail", "show", "trace", "doctor", "dead", "journal", "decrypt", "migrate", "types", "prune",
+    "maintain", "forget",
 )  # fmt: skip
 
 
