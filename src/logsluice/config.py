@@ -153,6 +153,9 @@ class PostgresSettings(Settings):
     columns: Mapping[str, Any] | None = None  # {column: source}: write into a table of your own
     create: bool = True  # apply sql/ on first use; False: `logsluice migrate --sql` prints it for a DBA
     partition: str = "day"  # width of a partition of `logs`: day, hour, week, month, none
+    # Drop old partitions and rows, from a thread of its own, with the rights of `logsluice maintain`: True (what typed
+    # logs declare), a mapping of retention rules (retention.py), or the path of a JSON file that holds one.
+    maintenance: Any = False
     synchronous_commit: str | None = None  # PostgreSQL's setting for our transactions; None: the server's own
 
     def check(self, given: frozenset[str]) -> None:
@@ -312,6 +315,12 @@ def _number(least: float, kind: str, *, none: bool = False, whole: bool = False)
     return check
 
 
+def _maintenance(name: str, value: Any) -> Any:
+    if not isinstance(value, (bool, str, Mapping)) or value == "":
+        raise ConfigError(f"{name} must be true, false, retention rules as {{'*': '30d'}}, or a JSON file's path")
+    return dict(value) if isinstance(value, Mapping) else value
+
+
 def _connections(name: str, value: Any) -> int:
     # 16: more do not help a program whose threads share one GIL, and a server has a hundred for all.
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 16:
@@ -469,6 +478,7 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "dsn": _dsn,
     "dsn_env": _variable,
     "create": _flag,
+    "maintenance": _maintenance,
     "partition": _one_of(*PARTITION_WIDTHS),
     "service": _text,
     "environment": _text,

@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import psycopg
 
-from logsluice import partitions, schema
+from logsluice import holds, partitions, schema
 from logsluice.columns import Table, quote, target_from
 from logsluice.delivery import Failure, Verdict, decide
 from logsluice.encoding import NULL, Marks, clean, copy_text
@@ -532,7 +532,7 @@ def droppable(
     replayed: bool = False,
 ) -> tuple[int, int]:
     """Return how many `drop` would drop: (of those that wait, of those that were stored)."""
-    where, values = _droppable(ids, before, replayed=replayed)
+    where, values = _droppable(ids, before, holds.read(conn, home), replayed=replayed)
     row = conn.execute(
         f"SELECT count(*) FILTER (WHERE replayed_at IS NULL), count(replayed_at) FROM {_table(home)} WHERE {where}",
         values,
@@ -553,16 +553,18 @@ def drop(
     """
     Delete dead letters and return how many: those named, or those rejected before a moment, stored since or not.
 
-    `replayed`: of these only what was stored since. `now - DEAD_LETTER_RETENTION` is the moment if nothing speaks for
-    another. Waits up to 10 s for a replay that holds one.
+    What a legal hold keeps stays. `replayed`: of these only what was stored since. `now - DEAD_LETTER_RETENTION` is the
+    moment if nothing speaks for another. Waits up to 10 s for a replay that holds one.
     """
-    where, values = _droppable(ids, before, replayed=replayed)
+    where, values = _droppable(ids, before, holds.read(conn, home), replayed=replayed)
     with conn.transaction():
         conn.execute(_SETTINGS, prepare=False)
         return conn.execute(f"DELETE FROM {_table(home)} WHERE {where}", values, prepare=False).rowcount
 
 
-def _droppable(ids: Collection[Id] | None, before: datetime | None, *, replayed: bool) -> tuple[str, list[Any]]:
+def _droppable(
+    ids: Collection[Id] | None, before: datetime | None, held: Sequence[holds.Hold], *, replayed: bool
+) -> tuple[str, list[Any]]:
     parts = ["replayed_at IS NOT NULL"] if replayed else []
     values: list[Any] = []
     if ids is not None:
@@ -573,4 +575,8 @@ def _droppable(ids: Collection[Id] | None, before: datetime | None, *, replayed:
         values.append(before)
     if not parts:
         raise ConfigError("say what to drop: ids, before or replayed")
+    if held:
+        kept, its = holds.of_dead_letters(held)
+        parts.append(f"{kept} IS NOT TRUE")
+        values += its
     return " AND ".join(parts), values

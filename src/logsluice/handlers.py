@@ -6,6 +6,7 @@ import importlib
 from dataclasses import replace
 from typing import TYPE_CHECKING, cast
 
+from logsluice import lifecycle, retention
 from logsluice.adoption import TYPED
 from logsluice.base import BaseHandler
 from logsluice.columns import LOG_COLUMNS, Table, target_from, typed_target
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from logsluice.base import SinkMaker
     from logsluice.journal import Header
     from logsluice.listener import Listener
+    from logsluice.maintainer import Maintainer
+    from logsluice.shards import Pair
     from logsluice.sinks.postgres import PostgresSink
     from logsluice.targets import Target
     from logsluice.types import LogType
@@ -39,9 +42,11 @@ class PostgresHandler(BaseHandler):
 
     _kind = PostgresSettings
     _settings: PostgresSettings
+    _maintainer: Maintainer | None = None  # of this process, with `maintenance`
 
     def _targets_from(self) -> dict[str, Target]:
         settings = self._settings
+        self._retention = retention.rules_from(settings.maintenance or None)  # here: a logging call reads no file
         table = target_from(settings.schema, settings.table, settings.columns)
         _check_dsn(settings)
         return {"logs": table}
@@ -50,6 +55,40 @@ class PostgresHandler(BaseHandler):
         # psycopg: 0.2 s that `import logsluice` must not take; and the codec of what it tells libpq.
         for name in ("logsluice.sinks.link", "logsluice.sinks.postgres", "encodings.ascii"):
             importlib.import_module(name)
+        if self._settings.maintenance is not False:
+            importlib.import_module("logsluice.maintainer")
+
+    def _open(self) -> Pair:
+        pair = super()._open()
+        if self._settings.maintenance is not False and not self._ended:
+            self._maintain()
+        return pair
+
+    def _maintain(self) -> None:
+        """Start the thread of maintenance; where none can be, only maintenance is missing."""
+        from logsluice.maintainer import Maintainer  # noqa: PLC0415 - loaded by `_load`
+
+        made = Maintainer(self._settings, self._retention, self.diagnostics, self._now)
+        # Two first records at once: one of them is kept.
+        self._maintainer = self.__dict__.setdefault("_first_maintainer", made)
+        if not lifecycle.threads_run() or lifecycle.exiting():
+            return
+        try:
+            self._maintainer.start()
+        except RuntimeError as error:
+            self.diagnostics.say("maintenance-thread", f"the thread of maintenance cannot be started ({error})")
+
+    def renew(self) -> None:
+        """Forget what a fork inherited, the connection of maintenance too."""
+        lifecycle.park(self.__dict__.pop("_first_maintainer", None))
+        self._maintainer = None
+        super().renew()
+
+    def close(self) -> None:
+        """As for all handlers. Maintenance ends after the step that it is at, and is not waited for."""
+        if self._maintainer is not None:
+            self._maintainer.stop()
+        super().close()
 
     def _sinks(self, listener: Listener) -> SinkMaker:
         from logsluice.sinks.link import Link  # noqa: PLC0415 - loaded by `_load`

@@ -81,7 +81,7 @@ def _make(
     if width == "none":
         return []
     with conn.transaction():
-        _settings(conn, MAKE_LOCK_TIMEOUT)
+        settings(conn, MAKE_LOCK_TIMEOUT)
         # SQL from quoted names; types are given so that no other function of that name can be meant.
         rows = conn.execute(
             f"SELECT {quote(schema)}.make_partitions(%s::timestamptz, %s::timestamptz, %s::text, %s::text)",
@@ -91,7 +91,7 @@ def _make(
     return [row[0] for row in rows]
 
 
-def _settings(conn: psycopg.Connection[Any], lock_timeout: str) -> None:
+def settings(conn: psycopg.Connection[Any], lock_timeout: str) -> None:
     """All that a transaction here needs; READ COMMITTED, to see what others made while we waited for a lock."""
     conn.execute(
         "SET TRANSACTION ISOLATION LEVEL READ COMMITTED; SET LOCAL search_path = pg_catalog, pg_temp; "
@@ -155,7 +155,7 @@ SELECT n.nspname, c.relname, source.state, source.bounds,
 def listed(conn: psycopg.Connection[Any], schema: str, table: str = "logs") -> list[Partition]:
     """Return all partitions, and tables whose drop was interrupted, by their bounds."""
     with conn.transaction():
-        _settings(conn, MAKE_LOCK_TIMEOUT)
+        settings(conn, MAKE_LOCK_TIMEOUT)
         parent = _parent(conn, schema, table)
         marks = {"parent": parent, "mark": f"{_MARK} {parent} "}
         rows = conn.execute(_LISTED, marks, prepare=False).fetchall()
@@ -166,6 +166,14 @@ def listed(conn: psycopg.Connection[Any], schema: str, table: str = "logs") -> l
         parts.append(Partition(home, name, lower, upper, estimate, size, state))
     utmost = datetime.max.replace(tzinfo=timezone.utc)
     return sorted(parts, key=lambda part: (part.upper or utmost, part.name))
+
+
+def width_of(parts: list[Partition]) -> str:
+    """Return the width of the newest partition, "day" where there is none."""
+    spans = [part.upper - part.lower for part in parts if part.upper and part.lower and part.state == "attached"]
+    span = spans[-1] if spans else timedelta(days=1)
+    limits = (("hour", timedelta(hours=1)), ("day", timedelta(days=1)), ("week", timedelta(weeks=1)))
+    return next((name for name, limit in limits if span <= limit), "month")
 
 
 def _parent(conn: psycopg.Connection[Any], schema: str, table: str) -> int:
@@ -222,12 +230,17 @@ def _detach(conn: psycopg.Connection[Any], parent: str, part: Partition, oid: in
 @contextlib.contextmanager
 def _session(conn: psycopg.Connection[Any]) -> Iterator[None]:
     """Limit how long statements outside a transaction wait for a lock; the only place that needs a session setting."""
-    row = conn.execute("SELECT pg_backend_pid()", prepare=False).fetchone()
-    if row is None or row[0] != conn.info.backend_pid:  # a pooler answers: our setting could reach anybody
-        raise ConfigError("dropping partitions needs a session of its own: connect to PostgreSQL, not to a pooler")
+    check_session(conn)
     conn.execute(f"SET lock_timeout = '{DROP_LOCK_TIMEOUT}'", prepare=False)
     try:
         yield
     finally:
         if not conn.closed:
             conn.execute("RESET lock_timeout", prepare=False)
+
+
+def check_session(conn: psycopg.Connection[Any]) -> None:
+    """Raise `ConfigError` where a pooler answers: a setting or a lock of ours could reach anybody."""
+    row = conn.execute("SELECT pg_backend_pid()", prepare=False).fetchone()
+    if row is None or row[0] != conn.info.backend_pid:
+        raise ConfigError("dropping partitions needs a session of its own: connect to PostgreSQL, not to a pooler")

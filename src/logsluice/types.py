@@ -73,7 +73,7 @@ BIGINT = 2**63 - 1  # the greatest of PostgreSQL's bigint
 RANGES = {"smallint": 2**15 - 1, "integer": 2**31 - 1, "bigint": BIGINT}
 LINE = 500  # characters of an instance as a message: a line that a person can read
 NAME = re.compile(r"[a-z_][a-z0-9_]{0,62}")  # of tables and columns: PostgreSQL's names that need no quotes, 63 bytes
-OURS = frozenset({"logs", "stream", "dead_letter", "version"})
+OURS = frozenset({"logs", "stream", "dead_letter", "version", "hold"})
 _SPAN = re.compile(r"(\d+)\s*([smhdw])")
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 
@@ -278,7 +278,12 @@ def _described(kind: type, table: str, retention: Any, indexes: tuple[Any, ...])
                 f"@logtype: every table has a column {name!r} already; rename the field of {kind.__name__}"
             )
     found = LogType(
-        kind, table, _seconds(retention), fields, (), (kind.__doc__ or kind.__name__).strip().split("\n")[0]
+        kind,
+        table,
+        seconds(retention, "@logtype: retention"),
+        fields,
+        (),
+        (kind.__doc__ or kind.__name__).strip().split("\n")[0],
     )
     if kind.__doc__ and kind.__doc__.startswith(f"{kind.__name__}("):  # what dataclass wrote
         found = dataclasses.replace(found, doc=kind.__name__)
@@ -318,14 +323,15 @@ def _name(what: str, name: str) -> None:
         )
 
 
-def _seconds(given: Any) -> float | None:
+def seconds(given: Any, what: str) -> float | None:
+    """Return the seconds of "30d" (s, m, h, d, w) or a number; None of None. Raises `ConfigError`, `what` first."""
     if given is None:
         return None
     if isinstance(given, (int, float)) and not isinstance(given, bool) and given > 0:
         return float(given)
     found = _SPAN.fullmatch(given.strip()) if isinstance(given, str) else None
     if found is None:
-        raise ConfigError(f"@logtype: retention is '30d' (s, m, h, d, w) or seconds, got {given!r}")
+        raise ConfigError(f"{what} is '30d' (s, m, h, d, w) or seconds, got {given!r}")
     return float(int(found[1]) * _SECONDS[found[2]])
 
 

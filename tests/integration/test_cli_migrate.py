@@ -109,7 +109,7 @@ def test_a_table_in_use_is_said_and_no_reason_to_stop_writing(older, capsys, mon
         reader.execute("SELECT count(*) FROM logsluice.dead_letter")
         with pytest.raises(
             LogsluiceError,
-            match=r"0002_dead_letters, 0003_traces not applied, somebody uses the table.*run the same again",
+            match=r"0002_dead_letters, 0003_traces, 0004_retention not applied, somebody uses the table.*run the same again",
         ):
             logsluice("migrate", "--dsn", older)
     assert "nothing to apply" not in capsys.readouterr().out

@@ -131,6 +131,7 @@ def test_a_plain_table_has_no_partitions(empty_dsn):
 def test_a_role_that_does_not_own_the_table_is_told(dsn, conn, old, capsys):
     name = f"reader_{conn.info.dbname}"
     conn.execute(f"CREATE ROLE {name}; GRANT USAGE ON SCHEMA logsluice TO {name}")
+    conn.execute(f"GRANT SELECT ON logsluice.hold TO {name}")  # nothing is dropped where holds cannot be read
     try:
         assert logsluice("prune", "--dsn", make_conninfo(dsn, options=f"-c role={name}"), "--keep", "30d", "--yes") == 1
     finally:
@@ -151,3 +152,15 @@ def test_no_durations(text, capsys):
     with pytest.raises(SystemExit):
         logsluice("prune", "--keep", text)
     assert "30d" in capsys.readouterr().err
+
+
+def test_what_a_legal_hold_keeps_is_shown_and_stays(dsn, conn, old, capsys):
+    conn.execute("INSERT INTO logsluice.hold (name, reason, match) VALUES ('case 7', 'asked for', '{\"seq\": 1}')")
+    conn.execute(f"DELETE FROM logsluice.{old[1]}")
+    assert logsluice("prune", "--dsn", dsn, "--keep", "30d") == 0
+    assert capsys.readouterr().out.count("kept by the legal hold 'case 7'") == 1
+    assert logsluice("prune", "--dsn", dsn, "--keep", "30d", "--yes") == 0
+    out = capsys.readouterr().out
+    assert f"kept {old[0]}: legal hold 'case 7'" in out
+    assert f"dropped {old[1]}" in out
+    assert count(conn) == 2

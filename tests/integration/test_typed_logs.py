@@ -152,14 +152,14 @@ def test_secrets_are_redacted_and_indexes_and_comments_made(shop):
     assert comment == "A payment that was tried. (typed log, kept 90 days)"
 
 
-def test_a_plain_install_has_four_tables(shop):
+def test_a_plain_install_has_five_tables(shop):
     shop.log(1)
     assert shop.flush()
     tables = shop.query(
         "SELECT relname FROM pg_class c JOIN pg_namespace n ON n.oid = relnamespace "
         "WHERE nspname = 'logsluice' AND relkind IN ('r', 'p') AND NOT relispartition ORDER BY 1"
     )
-    assert [name for (name,) in tables] == ["dead_letter", "logs", "stream", "version"]
+    assert [name for (name,) in tables] == ["dead_letter", "hold", "logs", "stream", "version"]
 
 
 def test_every_one_once_beside_logs_from_eight_threads(dsn):

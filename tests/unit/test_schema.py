@@ -18,7 +18,7 @@ def statements(text):
 def test_files_are_numbered_without_a_hole_and_carry_their_checksum():
     files = schema.sql_files()
     assert [file.number for file in files] == list(range(1, len(files) + 1))
-    assert [file.name for file in files] == ["0001_schema", "0002_dead_letters", "0003_traces"]
+    assert [file.name for file in files] == ["0001_schema", "0002_dead_letters", "0003_traces", "0004_retention"]
     for file in files:
         assert file.checksum == hashlib.sha256(file.text.encode()).hexdigest()
 
@@ -62,7 +62,7 @@ def test_render_writes_the_quoted_schema():
 
 def test_render_leaves_out_what_the_database_has():
     text = schema.render(after=1, grant_to="writer")
-    assert "CREATE TABLE" not in text
+    assert 'CREATE TABLE "logsluice".logs' not in text
     assert 'ALTER TABLE "logsluice".dead_letter' in text
     assert text.count('UPDATE "logsluice".version SET checksum') == len(schema.sql_files()) - 1
     assert "GRANT INSERT" in text

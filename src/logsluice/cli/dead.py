@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import psycopg
 
-from logsluice import deadletters, schema
+from logsluice import deadletters, holds, schema
 from logsluice.cli import common
 from logsluice.cli.output import say_anything, visible
 from logsluice.columns import quote
@@ -335,6 +335,8 @@ def _told(args: argparse.Namespace, *privileges: str) -> Iterator[psycopg.Connec
             raise LogsluiceError(f"{where} was made by an earlier logsluice: run `{migrate}`") from None
         except psycopg.errors.InsufficientPrivilege as error:
             lacks = schema.lacking(conn, args.schema, "dead_letter", privileges, home=args.schema)
+            if "DELETE" in privileges and holds.there(conn, args.schema):  # who drops must know what may not go
+                lacks += schema.lacking(conn, args.schema, "hold", ("SELECT",), home=args.schema)
             what = "; ".join(lack.what for lack in lacks) or common.reason(error)
             fix = "".join(f"\n  {lack.fix};" for lack in lacks)
             raise LogsluiceError(f"{what}. Use another role, or have the owner run:{fix}" if fix else what) from None

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import psycopg
 
-from logsluice import partitions
+from logsluice import holds, maintenance, partitions
 from logsluice.cli import common
 from logsluice.errors import ConfigError
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
 # One day, whatever the width: the handlers keep yesterday's partitions ready and would make them again at once, and
 # `--keep 30m` by somebody who meant months must not empty the table.
@@ -44,11 +44,25 @@ def run(args: argparse.Namespace) -> int:
         if not old:
             print(f"no partition lies wholly before {_minute(now - args.keep)} UTC: nothing to drop")
             return 0
-        print(_table(old))
+        with common.said("cannot read the legal holds"):
+            held = _held(conn, args.schema, old)
+        print(_table(old, held))
         if not args.yes:
             print(f"\nThis was a dry run, nothing was dropped. To drop them:\n  {_for_real(args)}")
             return 0
         return _drop_all(conn, args.schema, old)
+
+
+def _held(conn: psycopg.Connection[Any], schema: str, parts: Sequence[partitions.Partition]) -> dict[str, str]:
+    """Return {partition: hold} of those in which a legal hold keeps a row."""
+    columns = next(one.columns for one in maintenance.tables(conn, schema) if one.name == "logs")
+    found = {}
+    for part in parts:
+        about = [one for one in holds.read(conn, schema) if one.about("logs", part.lower, part.upper)]
+        name = holds.keeping(conn, about, part.full_name, columns)
+        if name is not None:
+            found[part.name] = name
+    return found
 
 
 def _drop_all(conn: psycopg.Connection[Any], schema: str, old: Sequence[partitions.Partition]) -> int:
@@ -57,6 +71,10 @@ def _drop_all(conn: psycopg.Connection[Any], schema: str, old: Sequence[partitio
     print()
     for part in old:
         try:
+            held = _held(conn, schema, [part])  # again: it may be new
+            if held:
+                print(f"kept {part.name}: legal hold {held[part.name]!r}")
+                continue
             partitions.drop(conn, schema, part)
         except psycopg.Error as error:
             failed += 1
@@ -76,10 +94,12 @@ def _drop_all(conn: psycopg.Connection[Any], schema: str, old: Sequence[partitio
     return 1 if failed else 0
 
 
-def _table(parts: Sequence[partitions.Partition]) -> str:
+def _table(parts: Sequence[partitions.Partition], held: Mapping[str, str]) -> str:
     rows = [("partition", "from (UTC)", "to (UTC)", "rows", "size", "")]
     for part in parts:
         state = "" if part.state == "attached" else "dropping it was interrupted"
+        if part.name in held:
+            state = f"kept by the legal hold {held[part.name]!r}"
         rows.append((part.name, _minute(part.lower), _minute(part.upper), f"~{part.rows:,}", _size(part.size), state))
     total, size = sum(part.rows for part in parts), sum(part.size for part in parts)
     rows.append((f"{len(parts)} in all", "", "", f"~{total:,}", _size(size), ""))

@@ -30,7 +30,7 @@ def check_partitions(database: Database, width: str | None) -> tuple[list[Findin
         parts = partitions.listed(conn, name)
     except LogsluiceError:
         return [Finding(OK, "partition", f"{database.target.name} is one plain table and needs none")], "none"
-    width = width or _width(parts)
+    width = width or partitions.width_of(parts)
     made: list[str] = []
     refused: psycopg.Error | None = None
     if _lacking(parts, now):
@@ -45,7 +45,7 @@ def check_partitions(database: Database, width: str | None) -> tuple[list[Findin
         return [Finding(FAIL, "partition", what, _unblock(database, refused))], width
     if lacking:
         what = f"there is none for {lacking}, and none is made (partition={width!r})"
-        step = f'take "partition" out of the handler\'s options, or set it to {_width(parts)!r}'
+        step = f'take "partition" out of the handler\'s options, or set it to {partitions.width_of(parts)!r}'
         return [Finding(FAIL, "partition", what, step)], width
     done = f" ({len(made)} made now)" if made else ""
     return [Finding(OK, "partition", f"today and tomorrow (UTC) have theirs{done}; {len(parts)} in all")], width
@@ -64,14 +64,6 @@ def _lacking(parts: list[partitions.Partition], now: datetime) -> str:
             for part in parts
         )
     )
-
-
-def _width(parts: list[partitions.Partition]) -> str:
-    """Return the width of the newest partition: without a configuration nobody says it."""
-    spans = [part.upper - part.lower for part in parts if part.upper and part.lower and part.state == "attached"]
-    span = spans[-1] if spans else timedelta(days=1)
-    limits = (("hour", timedelta(hours=1)), ("day", timedelta(days=1)), ("week", timedelta(weeks=1)))
-    return next((name for name, limit in limits if span <= limit), "month")
 
 
 def _unblock(database: Database, error: psycopg.Error) -> str:

@@ -48,6 +48,10 @@ PARTITION_CHECK = 3600.0  # seconds: partitions are made a day ahead, so one loo
 # A text, so that the server's cast of it is an error that quotes it, in whatever language its messages are.
 NOT_MOVED = "the watermark could not be moved"
 _NUMBER = re.compile(rb"-?\d{1,18}")
+_WHO = ("service", "environment", "version", "host", "pid")
+_JOURNAL_KNOWN = (
+    "SELECT true FROM pg_attribute WHERE attrelid = %s::regclass AND attname = 'journal' AND NOT attisdropped"
+)
 PARTITION_RETRIES = 32  # partitions made for one batch, as it names them one at a time
 
 
@@ -202,10 +206,14 @@ class PostgresSink:
 
     def _register(self, conn: LimitedConnection) -> None:
         who = identity(self.link.settings) if self.who is None else self.who
+        values = {"stream": self.stream, **{key: who.get(key) for key in _WHO}}
+        # Since version 4; a database may be older. An orphan's records were in a journal.
+        if conn.execute(_JOURNAL_KNOWN, [self._table("stream")]).fetchone():
+            values["journal"] = self.who is not None or self.link.settings.journal is not None
         conn.execute(
-            f"INSERT INTO {self._table('stream')} (stream, service, environment, version, host, pid) "
-            "VALUES (%s, %s, %s, %s, %s, %s) ON CONFLICT DO NOTHING",
-            [self.stream, *(who.get(key) for key in ("service", "environment", "version", "host", "pid"))],
+            f"INSERT INTO {self._table('stream')} ({', '.join(values)}) "
+            f"VALUES ({', '.join(['%s'] * len(values))}) ON CONFLICT DO NOTHING",
+            list(values.values()),
         )
 
     def _limits(self) -> str:

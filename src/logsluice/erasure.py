@@ -1,0 +1,134 @@
+"""
+A person's rows, or any others of one value, deleted from all of logsluice's tables, dead letters included.
+
+In small transactions, beside readers and writers; a row that a legal hold keeps stays, and is counted. It reaches what
+is stored: records that still wait in memory or in a journal come later.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+from logsluice import decoding, holds, maintenance, partitions
+from logsluice.columns import quote
+from logsluice.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    import psycopg
+
+    from logsluice.retention import LogTable
+
+CHUNK = 1000  # rows deleted in one transaction: milliseconds, and a lock that it waits for holds up no more
+PAGE = 50  # dead letters read at once: each may have 4 MiB
+
+
+@dataclass
+class Erased:
+    """What became of one table's rows."""
+
+    table: str
+    rows: int = 0  # deleted; of a dry run, to be deleted
+    held: int = 0  # kept by a legal hold
+    unread: int = 0  # dead letters that hold the text and cannot be read as rows: a person must look
+
+
+def erase(
+    conn: psycopg.Connection[Any], match: Mapping[str, str], schema: str = "logsluice", *, dry_run: bool = False
+) -> list[Erased]:
+    """
+    Delete all rows in which these columns, or attributes of these names, have these values; one `Erased` a table.
+
+    With `dry_run` they are only counted. Blocks until all tables were read. Raises psycopg's error when a lock cannot
+    be had in time or a right is missing; what was deleted before stays deleted, the same again goes on from there.
+    """
+    if not match or not all(name and value for name, value in match.items()):
+        raise ConfigError("say which rows: COLUMN=VALUE, neither of them empty")
+    found = []
+    kept = holds.read(conn, schema)
+    for table in maintenance.tables(conn, schema):
+        one = Erased(table.name)
+        found.append(one)
+        _rows(conn, schema, table, match, [hold for hold in kept if hold.about(table.name)], one=one, dry_run=dry_run)
+    one = Erased("dead_letter")
+    found.append(one)
+    _dead_letters(conn, schema, match, [hold for hold in kept if hold.about("dead_letter")], one=one, dry_run=dry_run)
+    return found
+
+
+def _rows(
+    conn: psycopg.Connection[Any], schema: str, table: LogTable, match: Mapping[str, str], kept: Sequence[holds.Hold],
+    *, one: Erased, dry_run: bool,
+) -> None:  # fmt: skip
+    wanted, values = holds.equals(table.columns, match)
+    held, held_values = holds.any_of(kept, table.columns)
+    names = [f"{quote(schema)}.{quote(table.name)}"]
+    if table.partitioned:  # those whose drop was interrupted, too: they are there until it is finished
+        names = [part.full_name for part in partitions.listed(conn, schema, table.name)]
+    free = f"{wanted} AND {held} IS NOT TRUE"
+    given = [*values, *held_values]
+    for name in names:
+        count = f"SELECT count(*) FILTER (WHERE {held} IS NOT TRUE), count(*) FROM ONLY {name} WHERE {wanted}"
+        if dry_run or kept:
+            row = conn.execute(count, [*held_values, *values], prepare=False).fetchone()
+            assert row is not None
+            one.held += row[1] - row[0]
+            one.rows += row[0] if dry_run else 0
+        number = 0 if dry_run else CHUNK
+        while number > 0:  # not `== CHUNK`: somebody may have deleted some of them meanwhile
+            chosen = f"SELECT ctid FROM ONLY {name} WHERE {free} LIMIT {CHUNK}"
+            with conn.transaction():
+                partitions.settings(conn, partitions.DROP_LOCK_TIMEOUT)
+                query = f"DELETE FROM ONLY {name} WHERE ctid = ANY(ARRAY({chosen}))"
+                number = conn.execute(query, given, prepare=False).rowcount
+            one.rows += number
+
+
+def _dead_letters(
+    conn: psycopg.Connection[Any], schema: str, match: Mapping[str, str], kept: Sequence[holds.Hold], *, one: Erased,
+    dry_run: bool,
+) -> None:  # fmt: skip
+    table = f"{quote(schema)}.dead_letter"
+    found: list[str] = []
+    with conn.transaction():
+        partitions.settings(conn, partitions.DROP_LOCK_TIMEOUT)
+        with conn.cursor(name="logsluice_forget") as cursor:
+            cursor.itersize = PAGE
+            cursor.execute(f"SELECT ctid::text, at, columns, row FROM {table}")
+            for place, at, columns, row in cursor:
+                values = _texts(columns, row)
+                if values is None:
+                    one.unread += all(value.encode() in row for value in match.values())
+                elif holds.has(values, match):
+                    moment = _moment(values.get("ts")) or at
+                    if any(hold.keeps(moment, values) for hold in kept):
+                        one.held += 1
+                    else:
+                        found.append(place)
+    if dry_run:
+        one.rows = len(found)
+        return
+    for start in range(0, len(found), CHUNK):
+        with conn.transaction():
+            partitions.settings(conn, partitions.DROP_LOCK_TIMEOUT)
+            query = f"DELETE FROM {table} WHERE ctid = ANY(%s::tid[])"
+            one.rows += conn.execute(query, [found[start : start + CHUNK]], prepare=False).rowcount
+
+
+def _texts(columns: Any, row: bytes) -> dict[str, str | None] | None:
+    """Return {column: text} of a dead letter; None when its row does not have the columns that it should."""
+    texts = decoding.texts(bytes(row))
+    if not columns or not all(isinstance(name, str) for name in columns) or len(columns) != len(texts):
+        return None
+    return dict(zip(columns, texts, strict=True))
+
+
+def _moment(text: str | None) -> datetime | None:
+    try:
+        found = datetime.fromisoformat((text or "").replace("Z", "+00:00"))
+    except ValueError:
+        return None
+    return found if found.tzinfo is not None else None

@@ -1,0 +1,199 @@
+"""
+One run of maintenance: partitions made ahead, what retention says dropped or deleted, old watermarks swept.
+
+Rules, each against an accident:
+
+1. Never in a writer's way: partitions go as partitions.py says; rows go in transactions that look at 2 MiB of a table
+   each and wait for no lock for longer than `DROP_LOCK_TIMEOUT`. What cannot be had now is told, and done next time.
+2. The parts fail apart: a table that cannot be pruned keeps no partition from being made, and no other table.
+3. Never a resend: a journal's row of `stream` goes only when the journal is gone (`retired`); a memory stream's only
+   when no partition is left that could hold its rows. Both when they are 30 days old.
+4. What a hold (holds.py) keeps is not touched; a partition in which it keeps a row is not dropped.
+5. `now` is given. The clock of the server decides about nothing.
+6. One at a time for each schema: a lock of the session, which a killed maintainer gives back by dying.
+7. Only tables that logsluice made: a partition that somebody detached by hand to keep it is no table of ours.
+
+A row that is due is kept for a day more at most, for what is deleted with its whole partition.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import psycopg
+
+from logsluice import holds, partitions, retention, types
+from logsluice.columns import quote
+from logsluice.errors import ConfigError, LogsluiceError
+from logsluice.pruning import Gone, Job, Pruning, Report, reason
+from logsluice.retention import LogTable
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from datetime import datetime
+
+    from logsluice.retention import Rules
+
+STREAMS = 1000  # rows of `stream` in one transaction
+STREAM_AGE = timedelta(days=30)  # of a stream's row since its last use; DESIGN D4
+LATE = timedelta(days=2)  # a row's ts may be so much later than its storing: capture's own limit
+
+
+def run(
+    conn: psycopg.Connection[Any],
+    schema: str = "logsluice",
+    rules: Rules | None = None,
+    *,
+    now: datetime,
+    width: str | None = None,
+    dry_run: bool = False,
+    stop: Callable[[], bool] = lambda: False,
+) -> Report:
+    """
+    Do one run and return what went. A connection of its own, with autocommit on and no pooler before it.
+
+    `rules`: see `retention.rules_from`. `width`: of partitions made ahead; None: that of the newest. `dry_run`: nothing
+    is changed, rows are counted. `stop` is asked between two steps. Blocks for as long as it takes: seconds, or minutes
+    where rules are finer than tables, which read what they are about. Raises `ConfigError` for a pooler, psycopg's
+    error when the connection is lost; all else is told in `skipped`.
+    """
+    job = _Run(conn, schema, rules or {}, now, width, stop, Report(now, dry_run))
+    partitions.check_session(conn)
+    with _leading(conn, schema, needed=not dry_run) as leader:
+        job.report.leader = leader
+        if leader:
+            job.all()
+    return job.report
+
+
+@contextlib.contextmanager
+def _leading(conn: psycopg.Connection[Any], schema: str, *, needed: bool) -> Iterator[bool]:
+    """Take the lock of rule 6 if nobody has it; tell whether we may work. The owner's session finds no planted name."""
+    conn.execute("SET search_path = pg_catalog, pg_temp; SET timezone = 'UTC'", prepare=False)
+    key, lock = f"logsluice maintain {schema}", "SELECT pg_{}advisory_{}lock(hashtextextended(%s::text, 0))"
+    mine = not needed or conn.execute(lock.format("try_", ""), [key], prepare=False).fetchone() == (True,)
+    try:
+        yield mine
+    finally:
+        if not conn.closed:
+            if needed and mine:
+                conn.execute(lock.format("", "un"), [key], prepare=False)
+            conn.execute("RESET search_path; RESET timezone", prepare=False)
+
+
+_TABLES = """
+SELECT c.relname::text, c.relkind = 'p', obj_description(c.oid, 'pg_class'),
+       array(SELECT a.attname::text FROM pg_attribute a
+              WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped)
+  FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+ WHERE n.nspname = %s::text AND c.relkind IN ('r', 'p') AND NOT c.relispartition
+ ORDER BY c.relname = 'logs' DESC, c.relname
+"""
+
+
+def tables(conn: psycopg.Connection[Any], schema: str) -> list[LogTable]:
+    """Return the tables of this schema that hold logs: `logs`, and those of typed logs, by their comment or class."""
+    found = []
+    for name, partitioned, comment, columns in conn.execute(_TABLES, [schema], prepare=False).fetchall():
+        typed, declared = retention.declared_in(comment)
+        kind = types.known.get(name)
+        if {"ts", "stream", "seq"} <= set(columns) and (name == "logs" or typed or (kind and partitioned)):
+            keep = kind.retention if kind is not None else declared
+            found.append(LogTable(name, frozenset(columns), partitioned, keep))
+    return found
+
+
+@dataclass
+class _Run(Job):
+    def all(self) -> None:
+        found: list[LogTable] = []
+        with self._apart("the tables cannot be listed"):
+            found = tables(self.conn, self.schema)
+        names = frozenset(table.name for table in found) | {"dead_letter"}
+        for key in retention.unknown_tables(self.rules, names):
+            self.report.skipped.append(f"rule {key!r}: there is no table of that name")
+        for table in found:
+            if table.partitioned and not self.report.dry_run:
+                with self._apart(f"{table.name}: no partition can be made ahead"):
+                    self._make(table)
+        for table in found:
+            if not self.stop():
+                with self._apart(f"{table.name}: cannot be pruned"):
+                    Pruning(self, table, *retention.of_table(self.rules, table, names)).prune()
+        if "dead_letter" in self.rules and not self.stop():
+            with self._apart("dead_letter: cannot be pruned"):
+                self._dead_letters(self.rules["dead_letter"])
+        if found and not self.stop():
+            with self._apart("stream: old rows cannot be deleted"):
+                self._streams(found)
+
+    @contextlib.contextmanager
+    def _apart(self, what: str) -> Iterator[None]:
+        """Tell a failure and go on, unless the connection is lost with it."""
+        try:
+            yield
+        except (psycopg.Error, LogsluiceError) as error:
+            if self.conn.closed or isinstance(error, ConfigError):
+                raise
+            self.report.skipped.append(f"{what}: {reason(error)}")
+
+    def _make(self, table: LogTable) -> None:
+        width = self.width or partitions.width_of(partitions.listed(self.conn, self.schema, table.name))
+        self.report.made += partitions.ensure(self.conn, self.schema, width, self.now, table=table.name)
+
+    def _dead_letters(self, keep: float | None) -> None:
+        """Delete old dead letters, which a rule must name: they wait for a person. A hold keeps all of its time."""
+        gone = Gone("dead_letter", "dead_letter", keep)
+        self.report.gone.append(gone)
+        if keep is not None:
+            name = f"{quote(self.schema)}.dead_letter"
+            kept, values = holds.of_dead_letters(holds.read(self.conn, self.schema))
+            where = f"at < %s::timestamptz AND {kept} IS NOT TRUE"
+            for _, number in self.sweep(name, where, [self.now - timedelta(seconds=keep), *values], "0", []):
+                gone.rows += number
+
+    def _streams(self, found: Sequence[LogTable]) -> None:
+        """Delete watermarks that nobody can need: see rule 3."""
+        name, due = f"{quote(self.schema)}.stream", self.now - STREAM_AGE
+        known = self.conn.execute(
+            "SELECT true FROM pg_attribute WHERE attrelid = %s::regclass AND attname = 'journal' AND NOT attisdropped",
+            [name],
+            prepare=False,
+        ).fetchone()
+        where, values = "retired < %s::timestamptz", [due]
+        if known is not None:
+            where, oldest = f"journal IS NOT FALSE AND {where}", self._oldest(found)
+            if oldest is not None:
+                where = f"({where} OR journal IS FALSE AND updated < %s::timestamptz)"
+                values.append(min(due, oldest - LATE))
+        if self.report.dry_run:
+            row = self.conn.execute(f"SELECT count(*) FROM {name} WHERE {where}", values, prepare=False).fetchone()
+            self.report.streams = row[0] if row is not None else 0
+            return
+        # SKIP LOCKED: whoever holds a row is a writer, and the row in use.
+        chosen = f"SELECT stream FROM {name} WHERE {where} LIMIT {STREAMS} FOR UPDATE SKIP LOCKED"
+        number = STREAMS
+        while number > 0 and not self.stop():
+            with self.conn.transaction():
+                partitions.settings(self.conn, partitions.DROP_LOCK_TIMEOUT)
+                query = f"DELETE FROM {name} WHERE stream = ANY(ARRAY({chosen}))"
+                number = self.conn.execute(query, values, prepare=False).rowcount
+            self.report.streams += number
+
+    def _oldest(self, found: Sequence[LogTable]) -> datetime | None:
+        """Return the moment before which no table can hold a row any more; None where nobody can tell."""
+        edges: list[datetime] = [self.now]
+        for table in found:
+            if table.partitioned:
+                for part in partitions.listed(self.conn, self.schema, table.name):
+                    if part.lower is None:
+                        return None
+                    edges.append(part.lower)
+            else:
+                full = f"{quote(self.schema)}.{quote(table.name)}"
+                row = self.conn.execute(f"SELECT min(ts) FROM {full}", prepare=False).fetchone()
+                edges += [row[0]] if row is not None and row[0] is not None else []
+        return min(edges)

@@ -1,0 +1,233 @@
+"""
+What one run of maintenance takes from one table, and how: whole partitions, and rows a window at a time.
+
+The rules are those of maintenance.py. A partition goes whole when every row in it is due, whatever rule it is of, or
+when nothing is left in it. Rows go where a rule is finer than the table, where a hold keeps the partition, and where a
+partition is so long that its first rows would be kept for more than a day too long.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import psycopg
+
+from logsluice import holds, partitions, retention
+from logsluice.columns import quote
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from datetime import datetime
+
+    from logsluice.partitions import Partition
+    from logsluice.retention import LogTable, Rule, Rules
+
+WINDOW = 256  # blocks of 8 KiB that one transaction looks at: about 5,000 rows, some 20 ms
+DAY = timedelta(days=1)  # a partition up to so long is left until all of it is due; of longer ones rows go before
+
+
+@dataclass
+class Gone:
+    """What one rule took from one table."""
+
+    table: str
+    rule: str
+    keep: float | None  # seconds; None: for ever
+    rows: int = 0  # deleted, exact
+    partitions: list[str] = field(default_factory=list)
+    partition_rows: int = 0  # PostgreSQL's estimate
+    size: int = 0  # bytes of the partitions, with indexes
+
+    def line(self) -> str:
+        """Return it in one line."""
+        what = f"{self.rows:,} rows"
+        if self.partitions:
+            mib = self.size / (1 << 20)
+            what += f", {len(self.partitions)} partitions (~{self.partition_rows:,} rows, {mib:.1f} MiB)"
+        return f"{self.table} {self.rule} {retention.shown(self.keep)}: {what}"
+
+
+@dataclass
+class Report:
+    """What a run did; of a dry run, what it would do."""
+
+    at: datetime
+    dry_run: bool = False
+    leader: bool = True  # False: another maintainer was at work, nothing was done
+    made: list[str] = field(default_factory=list)  # partitions
+    gone: list[Gone] = field(default_factory=list)  # by table and rule, also when it is nothing
+    streams: int = 0  # rows of `stream`
+    held: list[str] = field(default_factory=list)  # sentences: partitions that a legal hold keeps
+    skipped: list[str] = field(default_factory=list)  # sentences: what could not be done, and why
+
+    def lines(self) -> list[str]:
+        """Return it as people read it."""
+        if not self.leader:
+            return ["another maintainer is at work: nothing done"]
+        found = [one.line() for one in self.gone]
+        found.append(f"stream (retired or out of use) 30d: {self.streams:,} rows")
+        if not self.dry_run:
+            found.append(f"partitions made: {', '.join(self.made) or 'none'}")
+        return found + [f"kept: {one}" for one in self.held] + [f"not done: {one}" for one in self.skipped]
+
+
+@dataclass
+class Job:
+    """One run: where, by what rules, as of when, and what it did so far."""
+
+    conn: psycopg.Connection[Any]
+    schema: str
+    rules: Rules
+    now: datetime
+    width: str | None
+    stop: Callable[[], bool]
+    report: Report
+
+    def holds(self, table: str, lower: datetime | None = None, upper: datetime | None = None) -> list[holds.Hold]:
+        """Return the holds that can be about these rows, as they are now."""
+        return [one for one in holds.read(self.conn, self.schema) if one.about(table, lower, upper)]
+
+    def sweep(
+        self, name: str, where: str, values: Sequence[Any], which: str, its: Sequence[Any]
+    ) -> Iterator[tuple[int, int]]:
+        """Delete (of a dry run: count) what fits, window by window; yield (rule, rows). `which`: SQL of the rule."""
+        if self.report.dry_run:
+            # In the order of its parameters.
+            query = f"SELECT {which} AS rule, count(*) FROM ONLY {name} WHERE {where} GROUP BY 1"
+            yield from self.conn.execute(query, [*its, *values], prepare=False).fetchall()
+            return
+        size = "SELECT pg_relation_size(%s::regclass) / current_setting('block_size')::bigint"
+        row = self.conn.execute(size, [name], prepare=False).fetchone()
+        blocks = row[0] if row is not None else 0
+        # By place and not with LIMIT, which would read what is kept from the beginning for each transaction.
+        window = "ctid >= %s::tid AND ctid < %s::tid"
+        query = (
+            f"WITH gone AS (DELETE FROM ONLY {name} WHERE {window} AND {where} RETURNING {which} AS rule) "
+            "SELECT rule, count(*) FROM gone GROUP BY 1"
+        )
+        for start in range(0, blocks, WINDOW):
+            if self.stop():
+                return
+            with self.conn.transaction():
+                partitions.settings(self.conn, partitions.DROP_LOCK_TIMEOUT)
+                place = [f"({start},0)", f"({start + WINDOW},0)"]
+                found = self.conn.execute(query, [*place, *values, *its], prepare=False).fetchall()
+            yield from found
+
+
+@dataclass
+class Pruning:
+    """Pruning one table."""
+
+    run: Job
+    table: LogTable
+    finer: list[Rule]
+    base: Rule | None
+
+    def __post_init__(self) -> None:
+        rules = [*self.finer, *([self.base] if self.base is not None else [])]
+        self.gone = [Gone(self.table.name, rule.key, rule.keep) for rule in rules]
+        self.run.report.gone += self.gone
+
+    def prune(self) -> None:
+        """Do it."""
+        keeps = [one.keep for one in self.gone]
+        if not self.table.partitioned:
+            self._plain(f"{quote(self.run.schema)}.{quote(self.table.name)}")
+            return
+        # Before this moment every row is due, whatever rule it is of.
+        finite = [keep for keep in keeps if keep is not None]
+        whole = self._cut(max(finite)) if self.base is not None and len(finite) == len(keeps) else None
+        parts = partitions.listed(self.run.conn, self.run.schema, self.table.name)
+        old = [part for part in parts if whole is not None and part.upper is not None and part.upper <= whole]
+        blocked = False  # PostgreSQL has one pending DETACH a table: until it is finished, every other is refused
+        for part in sorted(old, key=lambda one: one.state == "attached"):
+            if not self.run.stop() and not blocked:
+                blocked = self._whole(part)
+        for part in parts:
+            if part not in old and not self.run.stop() and self._partly(part) and not blocked:
+                blocked = self._whole(part)
+
+    def _plain(self, name: str) -> None:
+        """Delete what is due in a table without partitions, if its oldest row is."""
+        cuts = [self._cut(one.keep) for one in self.gone if one.keep is not None]
+        row = self.run.conn.execute(f"SELECT min(ts) FROM {name}", prepare=False).fetchone()  # by the index on ts
+        if cuts and row is not None and row[0] is not None and row[0] < max(cuts):
+            self._rows(name, None, None, all_due=True)
+
+    def _cut(self, keep: float) -> datetime:
+        return self.run.now - timedelta(seconds=keep)
+
+    def _whole(self, part: Partition) -> bool:
+        """Drop a partition unless something keeps it; whether no other can be dropped before it."""
+        run, conn = self.run, self.run.conn
+        held = run.holds(self.table.name, part.lower, part.upper)
+        name = holds.keeping(conn, held, part.full_name, self.table.columns)
+        if name is not None:
+            run.report.held.append(f"{part.name}: hold {name!r} keeps rows of it")
+            self._rows(part.full_name, part.lower, part.upper, all_due=True)
+            return False
+        gone = self.gone[-1]
+        if not run.report.dry_run:
+            try:
+                partitions.drop(conn, run.schema, part, table=self.table.name)
+            except psycopg.Error as error:
+                if conn.closed:
+                    raise
+                run.report.skipped.append(f"{part.name} is not dropped, it is tried again next time: {reason(error)}")
+                now = partitions.listed(conn, run.schema, self.table.name)
+                return any(one.state == "pending" for one in now)
+        gone.partitions.append(part.name)
+        gone.partition_rows += part.rows
+        gone.size += part.size
+        return False
+
+    def _partly(self, part: Partition) -> bool:
+        """Delete what is due in a partition that stays; whether it is empty now, and past its table's own rule."""
+        base = self.base.keep if self.base is not None else None
+        past = base is not None and part.upper is not None and part.upper <= self._cut(base)
+        long = part.lower is None or part.upper is None or part.upper - part.lower > DAY
+        cuts = [self._cut(one.keep) for one in self.finer if one.keep is not None]
+        if base is not None and (past or long):
+            cuts.append(self._cut(base))
+        if not any(part.lower is None or part.lower < cut for cut in cuts):
+            return False
+        self._rows(part.full_name, part.lower, part.upper, all_due=past or long)
+        rest = f"SELECT true FROM ONLY {part.full_name} LIMIT 1"
+        return past and not self.run.report.dry_run and self.run.conn.execute(rest, prepare=False).fetchone() is None
+
+    def _rows(self, name: str, lower: datetime | None, upper: datetime | None, *, all_due: bool) -> None:
+        """Delete the rows that are due; with `all_due` also those of the table's own rule."""
+        due, which, its = ["CASE"], ["CASE"], []
+        cuts: list[Any] = []
+        for number, rule in enumerate(self.finer):
+            value = [] if rule.value is None else [rule.value]
+            due.append(f"WHEN {rule.where} THEN " + ("false" if rule.keep is None else "ts < %s::timestamptz"))
+            cuts += value + ([] if rule.keep is None else [self._cut(rule.keep)])
+            which.append(f"WHEN {rule.where} THEN {number}")
+            its += value
+        base = self.base.keep if self.base is not None and all_due else None
+        if base is not None:
+            cuts.append(self._cut(base))
+        due.append("ELSE " + ("false" if base is None else "ts < %s::timestamptz") + " END")
+        which.append(f"ELSE {len(self.finer)} END")
+        if base is None and all(rule.keep is None for rule in self.finer):
+            return
+        # Without WHEN a CASE is no SQL.
+        due_sql, which_sql = (" ".join(due), " ".join(which)) if self.finer else ("ts < %s::timestamptz", "0")
+        kept, kept_values = holds.any_of(self.run.holds(self.table.name, lower, upper), self.table.columns)
+        where = f"({due_sql}) AND {kept} IS NOT TRUE"
+        for number, rows in self.run.sweep(name, where, [*cuts, *kept_values], which_sql, its):
+            self.gone[number].rows += rows
+
+
+def reason(error: Exception) -> str:
+    """Return why something failed in one line, without row content."""
+    if isinstance(error, psycopg.errors.LockNotAvailable):
+        return "an open transaction still uses it"
+    if isinstance(error, psycopg.Error) and error.diag.message_primary:
+        hint = " (give it to the owner of the tables to do)" if error.sqlstate == "42501" else ""
+        return " ".join(error.diag.message_primary.split()) + hint
+    return " ".join(str(error).split()) or type(error).__name__
