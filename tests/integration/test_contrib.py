@@ -116,8 +116,8 @@ def test_each_is_filled_column_by_column(dsn, conn):
     assert {"activity_user_id_session_id_ts", "job_log_slice_uri_ts", "system_event_level_ts"} <= indexes
 
 
-def test_a_plain_program_has_the_four_tables_alone(dsn, conn):
+def test_a_plain_program_has_the_five_tables_alone(dsn, conn):
     program = run_program(BEGIN + "import logsluice.contrib\nlog.info('hello')\n", env={"SHOP_DSN": dsn}, timeout=60)
     assert program.returncode == 0, program.stderr
     assert conn.execute("SELECT message FROM logsluice.logs").fetchone() == {"message": "hello"}
-    assert tables(conn) == {"logs", "stream", "dead_letter", "version"}
+    assert tables(conn) == {"logs", "stream", "dead_letter", "hold", "version"}

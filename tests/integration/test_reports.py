@@ -247,7 +247,7 @@ def test_volume_sizes_and_streams(conn):
     conn.execute(contrib.JobLog.__logtype__.ddl(partition="none"))
     conn.execute("ANALYZE logsluice.logs")
     sizes = {one.table: one for one in reports.tables(conn, HOUR)}
-    assert {"logs", "stream", "dead_letter", "version", "job_log"} == set(sizes)
+    assert {"logs", "stream", "dead_letter", "hold", "version", "job_log"} == set(sizes)
     logs, job_log = sizes["logs"], sizes["job_log"]
     (parts,) = conn.execute("SELECT count(*) FROM pg_inherits WHERE inhparent = 'logsluice.logs'::regclass").fetchone()
     assert (logs.partitions, logs.rows, job_log.partitions) == (parts, 2, 0)
