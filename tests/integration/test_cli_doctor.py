@@ -180,7 +180,7 @@ def test_the_width_of_the_partitions_that_are_there_is_kept(dsn, by_dsn):
 def test_create_makes_the_schema_as_the_handler_would(empty_dsn):
     found = list(check_database(*handler(empty_dsn)))
     assert {one.status for one in found} == {"ok"}
-    made = "0001_schema, 0002_dead_letters, 0003_traces, 0004_retention"
+    made = "0001_schema, 0002_dead_letters, 0003_traces, 0004_retention, 0005_views"
     assert found[1].what == f'made schema "logsluice" ({made}), as the handler does (create=True)'
 
 

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import re
 
 import psycopg
 import pytest
@@ -10,6 +11,7 @@ from psycopg.conninfo import conninfo_to_dict
 from logsluice import schema
 from logsluice.cli import common, migrate
 from logsluice.errors import ConfigError, LogsluiceError
+from support.shop import Shop
 
 
 def logsluice(*argv):
@@ -109,12 +111,86 @@ def test_a_table_in_use_is_said_and_no_reason_to_stop_writing(older, capsys, mon
         reader.execute("SELECT count(*) FROM logsluice.dead_letter")
         with pytest.raises(
             LogsluiceError,
-            match=r"0002_dead_letters, 0003_traces, 0004_retention not applied, somebody uses the table.*run the same again",
+            match=r"0002_dead_letters, 0003_traces, 0004_retention, 0005_views not applied, somebody uses the table.*run the same again",
         ):
             logsluice("migrate", "--dsn", older)
     assert "nothing to apply" not in capsys.readouterr().out
     assert logsluice("migrate", "--dsn", older) == 0
     assert "applied 0002_dead_letters" in capsys.readouterr().out
+
+
+def test_the_plan_changes_nothing_and_says_what_would_be_done(older, capsys):
+    with connect(older) as conn:
+        assert logsluice("migrate", "--plan", "--dsn", older) == 0
+        out = capsys.readouterr().out.splitlines()
+        assert schema.version(conn) == 1
+        given = conninfo_to_dict(older)
+        assert out[0] == f'schema "logsluice" in database "{given["dbname"]}" as "{given["user"]}":'
+        assert re.fullmatch(r"  0001_schema +applied 20\d\d-\d\d-\d\d \d\d:\d\d UTC: logsluice\'s tables", out[1])
+        at = out.index("  0004_retention     to apply: What retention must know")
+        assert out[at + 1].strip() == "ALTER TABLE locks stream for a moment; no row of it is rewritten."
+        assert out[-1] == f"{len(schema.sql_files()) - 1} to apply, and the role may: logsluice migrate --apply"
+        assert logsluice("migrate", "--apply", "--dsn", older) == 0
+        capsys.readouterr()
+        assert logsluice("migrate", "--plan", "--dsn", older) == 0
+        assert capsys.readouterr().out.endswith("nothing to apply\n")
+
+
+def test_the_plan_for_an_empty_database_and_for_a_role_that_may_not(empty_dsn, capsys):
+    assert logsluice("migrate", "--plan", "--dsn", empty_dsn) == 0
+    assert "0001_schema" in capsys.readouterr().out
+    with connect(empty_dsn) as conn:
+        assert conn.execute("SELECT to_regnamespace('logsluice')").fetchone() == (None,)
+        name = f"nobody_{conn.info.dbname}"
+        conn.execute(f"CREATE ROLE {name}")
+        as_nobody = psycopg.conninfo.make_conninfo(empty_dsn, options=f"-c role={name}")
+        try:
+            assert logsluice("migrate", "--plan", "--dsn", as_nobody) == 1
+            said = f'role "{name}" may not make schema "logsluice": GRANT CREATE ON DATABASE'
+            assert said in capsys.readouterr().out
+            conn.execute(f"CREATE SCHEMA logsluice; GRANT USAGE ON SCHEMA logsluice TO {name}")
+            assert logsluice("migrate", "--plan", "--dsn", as_nobody) == 1
+            assert f'role "{name}" may not CREATE in schema "logsluice"' in capsys.readouterr().out
+            conn.execute(f"GRANT CREATE ON SCHEMA logsluice TO {name}")
+            assert logsluice("migrate", "--plan", "--dsn", as_nobody) == 0
+            capsys.readouterr()
+            with pytest.MonkeyPatch.context() as patch:
+                files = schema.sql_files()
+                patch.setattr(schema, "sql_files", lambda: files[:1])
+                schema.migrate(conn)
+            conn.execute(f"GRANT SELECT ON logsluice.version TO {name}")
+            assert logsluice("migrate", "--plan", "--dsn", as_nobody) == 1
+            assert f'role "{name}" may not: "dead_letter" belongs to "{conn.info.user}"' in capsys.readouterr().out
+        finally:
+            conn.execute(f"DROP OWNED BY {name}; DROP ROLE {name}")
+
+
+def test_a_file_that_was_changed_is_refused_by_name_and_stops_no_handler(older, capsys):
+    with connect(older) as conn:
+        schema.migrate(conn)
+        conn.execute("UPDATE logsluice.version SET checksum = 'of another file' WHERE version = 2")
+        conn.execute("DELETE FROM logsluice.version WHERE version = 5")  # so that there is something to apply
+        with pytest.raises(LogsluiceError, match="0002_dead_letters was changed after it was applied") as seen:
+            logsluice("migrate", "--dsn", older)
+        assert logsluice("migrate", "--plan", "--dsn", older) == 1
+        assert "refused: 0002_dead_letters was changed" in capsys.readouterr().out
+        with Shop(older) as shop:
+            shop.log(3)
+            assert shop.flush()
+            shop.check()
+        assert schema.pending(conn) == [], "the handler applied what was missing"
+        conn.execute(str(seen.value).rpartition("record that: ")[2])  # what the sentence says, done
+    assert logsluice("migrate", "--dsn", older) == 0
+    assert "nothing to apply" in capsys.readouterr().out
+
+
+def test_a_checksum_that_nobody_recorded_is_told_and_no_trouble(older, capsys):
+    with connect(older) as conn:
+        conn.execute("UPDATE logsluice.version SET checksum = NULL")
+    assert logsluice("migrate", "--dsn", older) == 0
+    capsys.readouterr()
+    assert logsluice("migrate", "--plan", "--dsn", older) == 0
+    assert "  0001_schema        applied, checksum not recorded" in capsys.readouterr().out
 
 
 def test_grants_are_printed_not_given(empty_dsn):

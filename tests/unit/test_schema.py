@@ -18,7 +18,13 @@ def statements(text):
 def test_files_are_numbered_without_a_hole_and_carry_their_checksum():
     files = schema.sql_files()
     assert [file.number for file in files] == list(range(1, len(files) + 1))
-    assert [file.name for file in files] == ["0001_schema", "0002_dead_letters", "0003_traces", "0004_retention"]
+    assert [file.name for file in files] == [
+        "0001_schema",
+        "0002_dead_letters",
+        "0003_traces",
+        "0004_retention",
+        "0005_views",
+    ]
     for file in files:
         assert file.checksum == hashlib.sha256(file.text.encode()).hexdigest()
 

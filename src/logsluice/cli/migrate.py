@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import psycopg
 
-from logsluice import contrib, partitions, schema
-from logsluice.cli import common
+from logsluice import contrib, migrations, partitions, schema
+from logsluice.cli import common, tables
+from logsluice.cli.output import say_anything
 from logsluice.columns import quote
 from logsluice.config import PARTITION_WIDTHS
 from logsluice.errors import ConfigError, LogsluiceError
@@ -30,7 +31,12 @@ def register(commands: common.Commands) -> None:
         default="day",
         help="width of a partition of `logs`, as in the handler's option (default: %(default)s)",
     )
-    parser.add_argument("--sql", action="store_true", help="print the DDL and connect to nothing")
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--apply", action="store_true", help="apply what is missing: what it does without any of these")
+    what.add_argument(
+        "--plan", action="store_true", help="change nothing: show what would be applied, and whether the role may"
+    )
+    what.add_argument("--sql", action="store_true", help="print the DDL and connect to nothing")
     parser.add_argument(
         "--after",
         type=int,
@@ -49,7 +55,7 @@ def register(commands: common.Commands) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Apply what is missing and say what was done."""
+    """Apply what is missing and say what was done, or show or print what would be."""
     if args.sql:
         newest = schema.sql_files()[-1].number
         if not (args.compat and args.after == newest):  # nothing but the views is asked for
@@ -63,32 +69,67 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError("--grant-to goes with --sql: GRANTs are printed, for somebody who may give them to run")
     with common.connect(args) as conn:
         where = f"schema {quote(args.schema)} in database {quote(conn.info.dbname)} as {quote(conn.info.user)}"
-        try:
-            applied = schema.migrate(conn, args.schema, args.partition)
-            left = schema.pending(conn, args.schema)
-            if args.compat:
-                schema.apply(conn, _compat(args), args.schema)
-        except psycopg.errors.InsufficientPrivilege as error:
-            raise LogsluiceError(
-                f"{where}: {common.reason(error)}; have its owner run the output of `{_sql(conn, args)}`"
-            ) from None
-        except psycopg.Error as error:
-            raise LogsluiceError(f"{where}: {common.reason(error)}") from None
-        if applied or not left:
-            print(f"{where}: applied {', '.join(applied)}" if applied else f"{where}: nothing to apply")
-        if args.compat:
-            print("made the views of --compat, and the typed tables that they read")
-        # Apart from the above: the tables are there, whatever becomes of the first partitions.
-        with common.said("the tables are there, but not the partitions that rows of today need"):
-            made = partitions.ensure(conn, args.schema, args.partition, datetime.now(timezone.utc))
-        if made:
-            print(f"made {', '.join(made)}")
-        if left:
-            raise LogsluiceError(
-                f"{where}: {', '.join(left)} not applied, somebody uses the table that it alters (pg_dump, an open "
-                "transaction); run the same again later. Handlers do not need it, and go on writing"
-            )
+        if args.plan:
+            return _plan(conn, args, where)
+        _apply(conn, args, where)
     return 0
+
+
+def _plan(conn: psycopg.Connection[Any], args: argparse.Namespace, where: str) -> int:
+    """Print how each file stands; 0 when `--apply` would do it or has nothing to do, else 1."""
+    with common.said(f"{where}: what is applied cannot be read"):
+        steps = migrations.plan(conn, args.schema)
+        refusal = migrations.refusal(conn, args.schema)
+    say_anything(sys.stdout)
+    print(f"{where}:")
+    width = max(len(step.file.name) for step in steps)
+    for step in steps:
+        at = f" {tables.minute(step.applied)} UTC" if step.applied else ""
+        print(f"  {step.file.name.ljust(width)}  {step.state}{at}: {step.about}")
+        if step.state == migrations.PENDING and step.lock:
+            print(f"  {'':{width}}  {step.lock}")
+    wanted = sum(step.state == migrations.PENDING for step in steps)
+    if other := migrations.changed(steps, args.schema):
+        print(f"refused: {other}")
+        return 1
+    if not wanted:
+        print("nothing to apply")
+    elif refusal:
+        print(f"{refusal}; have its owner run the output of `{_sql(conn, args)}`")
+        return 1
+    else:
+        print(f"{wanted} to apply, and the role may: logsluice migrate --apply")
+    return 0
+
+
+def _apply(conn: psycopg.Connection[Any], args: argparse.Namespace, where: str) -> None:
+    try:
+        if other := migrations.changed(migrations.plan(conn, args.schema), args.schema):
+            raise LogsluiceError(f"{where}: {other}")
+        applied = schema.migrate(conn, args.schema, args.partition)
+        left = schema.pending(conn, args.schema)
+        if args.compat:
+            schema.apply(conn, _compat(args), args.schema)
+    except psycopg.errors.InsufficientPrivilege as error:
+        raise LogsluiceError(
+            f"{where}: {common.reason(error)}; have its owner run the output of `{_sql(conn, args)}`"
+        ) from None
+    except psycopg.Error as error:
+        raise LogsluiceError(f"{where}: {common.reason(error)}") from None
+    if applied or not left:
+        print(f"{where}: applied {', '.join(applied)}" if applied else f"{where}: nothing to apply")
+    if args.compat:
+        print("made the views of --compat, and the typed tables that they read")
+    # Apart from the above: the tables are there, whatever becomes of the first partitions.
+    with common.said("the tables are there, but not the partitions that rows of today need"):
+        made = partitions.ensure(conn, args.schema, args.partition, datetime.now(timezone.utc))
+    if made:
+        print(f"made {', '.join(made)}")
+    if left:
+        raise LogsluiceError(
+            f"{where}: {', '.join(left)} not applied, somebody uses the table that it alters (pg_dump, an open "
+            "transaction); run the same again later. Handlers do not need it, and go on writing"
+        )
 
 
 def _compat(args: argparse.Namespace) -> str:

@@ -179,9 +179,9 @@ class Link:
                 with translated():
                     made = schema.migrate(conn, name, self.settings.partition)
             except SinkError as error:
-                if conn.closed or error.failure.sqlstate != "42501":
+                if conn.closed:
                     raise
-                refused = error  # what is missing, if anything is, says it better
+                refused = error  # what is missing, if anything is, says it better; if nothing is, we can write
             if made:
                 info = conn.info
                 self.diagnostics.say(
@@ -191,6 +191,8 @@ class Link:
                 )
         what, fix = self.missing(conn)
         if what:
+            if refused and refused.failure.sqlstate != "42501":
+                raise refused
             also = f" (create=True could not make it: {refused})" if refused else ""
             raise SinkError(Failure(what + also, "42501", hint=fix))
 
