@@ -41,6 +41,7 @@ _SETTINGS = """
 _WRITERS_NEED = 1
 _LATER_LOCK_TIMEOUT = "2s"  # for such a file: so long do writers wait behind us at each connect, with pg_dump before us
 _LOCK_NOT_AVAILABLE = "55P03"
+_NAME_BYTES = 63  # PostgreSQL cuts longer names, and the role would be another one
 _CREATE_SCHEMA = 'CREATE SCHEMA IF NOT EXISTS :"schema";\n'
 _PARTITIONED = "PARTITION BY RANGE (ts)\n"
 _FUNCTION = "make_partitions(timestamptz, timestamptz, text, text)"
@@ -132,6 +133,28 @@ def compat(schema: str = "logsluice") -> str:
     """Return the SQL of the views with other systems' names; the typed tables that they read must be there."""
     _check(schema, PARTITION_WIDTHS[0])
     return _found("compat.sql")[0].read_text(encoding="ascii").replace(':"schema"', quote(schema))
+
+
+def roles(
+    schema: str = "logsluice",
+    writer: str = "logsluice_writer",
+    reader: str = "logsluice_reader",
+    admin: str = "logsluice_admin",
+) -> str:
+    """Return the SQL that makes the roles of writers, readers and admins and says what each may; it may run again."""
+    _check(schema, PARTITION_WIDTHS[0])
+    names = {"schema": schema, "writer": writer, "reader": reader, "admin": admin}
+    for kind in ("writer", "reader", "admin"):
+        if not 1 <= len(names[kind].encode()) <= _NAME_BYTES or "\0" in names[kind]:
+            raise ConfigError(f"{kind} must be a role's name of 1 to {_NAME_BYTES} bytes, got {names[kind]!r}")
+    if len({writer, reader, admin}) < 3:
+        raise ConfigError(f"writer, reader and admin must be three roles, got {writer!r}, {reader!r} and {admin!r}")
+    text = _found("roles.sql")[0].read_text(encoding="ascii")
+    text = "".join(line for line in text.splitlines(keepends=True) if not line.startswith("\\"))  # psql's own
+    for name, value in names.items():
+        literal = value.replace("'", "''")
+        text = text.replace(f":'{name}'", f"'{literal}'")
+    return f"BEGIN;\n{text}COMMIT;\n"
 
 
 def apply(conn: psycopg.Connection[Any], text: str, schema: str = "logsluice") -> None:
@@ -235,7 +258,7 @@ def missing(
         for home in (where, schema)
     }
     if usable[schema] is None:
-        return [Missing(f"schema {quote(schema)} does not exist", _migrate(schema))]
+        return [Missing(f"schema {quote(schema)} does not exist", migration(schema))]
     found = [
         Missing(f"role {quote(role)} may not use schema {quote(home)}", _grant("USAGE", f"SCHEMA {quote(home)}", role))
         for home in usable
@@ -321,9 +344,9 @@ def _missing_on(
         if ours and table != "version" and _relation(conn, schema, "version") is not None:
             # Made once and dropped since: `migrate` goes by the version and would find nothing to do.
             old = quote(f"{schema}_old")
-            fix = f"ALTER SCHEMA {quote(schema)} RENAME TO {old}; -- keeps the rest; then {_migrate(schema)}"
+            fix = f"ALTER SCHEMA {quote(schema)} RENAME TO {old}; -- keeps the rest; then {migration(schema)}"
             return [Missing(f"table {full} does not exist", fix)]
-        fix = _migrate(schema) if ours else f"CREATE TABLE {full} (...), or name another one with table="
+        fix = migration(schema) if ours else f"CREATE TABLE {full} (...), or name another one with table="
         return [Missing(f"table {full} does not exist", fix)]
     # Any column will do for a table of the user's own: INSERT is often granted on some columns only.
     check = "has_table_privilege" if table in _TABLES else "has_any_column_privilege"
@@ -338,7 +361,7 @@ def _missing_version(conn: psycopg.Connection[Any], schema: str) -> Iterator[Mis
     applied = version(conn, schema)
     if applied < _WRITERS_NEED:
         what = f"schema {quote(schema)} is at version {applied}, this logsluice needs {_WRITERS_NEED}"
-        yield Missing(what, _migrate(schema))
+        yield Missing(what, migration(schema))
 
 
 def _missing_function(conn: psycopg.Connection[Any], schema: str, role: str) -> Iterator[Missing]:
@@ -352,12 +375,13 @@ def _missing_function(conn: psycopg.Connection[Any], schema: str, role: str) -> 
         schema,
     )
     if allowed is None:
-        yield Missing(f"function {full} does not exist", _migrate(schema))
+        yield Missing(f"function {full} does not exist", migration(schema))
     elif not allowed:
         yield Missing(f"role {quote(role)} may not EXECUTE {full}", _grant("EXECUTE", f"FUNCTION {full}", role))
 
 
-def _migrate(schema: str) -> str:
+def migration(schema: str) -> str:
+    """Return the command that applies what is missing."""
     return "logsluice migrate" if schema == "logsluice" else f"logsluice migrate --schema {shlex.quote(schema)}"
 
 

@@ -15,6 +15,7 @@ from logsluice import PostgresHandler, partitions, schema
 from logsluice.cli import main
 from logsluice.config import PostgresSettings, settings_from
 from logsluice.devserver import free_port
+from logsluice.doctor import upkeep
 from logsluice.doctor.database import check_database
 from logsluice.folder import file_system
 from support.journals import streams
@@ -121,7 +122,8 @@ def test_healthy_and_nothing_is_left_behind(dsn, tmp_path):
     given["root"]["handlers"].append("file")
     status, out = by_config(tmp_path, given)
     assert status == 0, out
-    about = ["handler", "config", "logger", "connect", "rights", "clock", "partition", "dead", "streams", "record"]
+    about = ["handler", "config", "logger", "connect", "rights", "clock", "partition", "dead", "streams"]
+    about += ["gaps", "indexes", "record"]
     # Once: a framework that happens to be installed gets a line of its own.
     assert list(dict.fromkeys(marks(out))) == [("ok", one) for one in about]
     assert "stored and read back in" in out
@@ -413,10 +415,93 @@ def test_dead_letters_and_silent_streams(dsn, by_dsn):
         )
     status, out = by_dsn(dsn)
     assert status == 0
-    assert "2 dead letters wait, the latest of " in out
+    assert "2 dead letters wait, the oldest for 60 min, the latest of " in out
     assert "for logs: 22003 too \\x1b[2J large" in out
     assert "1 stream fell silent with records in hand, the last shop (pid 17 on web1) with 4" in out
     assert rows(dsn) == (0, 4)
+
+
+def next_of(out, what):
+    """The step that belongs to the one line with this text."""
+    lines = out.splitlines()
+    (at,) = [i for i, line in enumerate(lines) if what in line]
+    return lines[at + 1].partition("next: ")[2]
+
+
+def test_what_is_not_applied_and_what_was_changed(dsn, by_dsn):
+    with connect(dsn) as conn:
+        conn.execute("DELETE FROM logsluice.version WHERE version = 5")  # which can be applied again
+        conn.execute("UPDATE logsluice.version SET checksum = 'another' WHERE version = 3")
+    status, out = by_dsn(dsn)
+    assert status == 0
+    assert next_of(out, "0005_views not applied: records are stored") == "logsluice migrate (--plan shows what it does)"
+    assert next_of(out, "0003_traces was changed after it was applied here").startswith("Install the logsluice that")
+    with connect(dsn) as conn:
+        conn.execute(out.partition("record that: ")[2].splitlines()[0])
+    assert main(["migrate", "--dsn", dsn]) == 0
+
+
+def test_a_default_partition_and_how_to_be_rid_of_it(dsn, by_dsn):
+    with connect(dsn) as conn:
+        assert by_dsn(dsn)[0] == 0  # today and tomorrow
+        conn.execute("CREATE TABLE logsluice.rest PARTITION OF logsluice.logs DEFAULT")
+        assert "it is empty; with one, retention cannot detach any" in by_dsn(dsn)[1]
+        conn.execute("INSERT INTO logsluice.logs (ts, level, stream, seq) VALUES (now() + interval '4 days', 20, 1, 1)")
+        status, out = by_dsn(dsn)
+        assert status == 0
+        conn.execute(next_of(out, '"rest" is a DEFAULT partition: it holds rows, and no partition can be made'))
+        assert conn.execute("SELECT count(*) FROM logsluice.logs").fetchone() == (1,)
+        out = by_dsn(dsn)[1]
+    assert "DEFAULT" not in out
+    assert "ahead for 4 d" in out or "ahead for 5 d" in out
+
+
+def test_records_that_are_no_rows(dsn, by_dsn):
+    with Shop(dsn, capacity=50, keep_level="CRITICAL", service="shop") as shop, connect(dsn) as conn:
+        shop.log(5)
+        assert shop.flush()
+        assert (
+            "no stream of the last day dropped a record, and the rows of its last streams are there" in by_dsn(dsn)[1]
+        )
+        with conn.transaction():
+            conn.execute("LOCK TABLE logsluice.logs IN ACCESS EXCLUSIVE MODE")
+            shop.log(200)
+        assert shop.flush()
+        dropped = shop.stats.dropped
+        assert dropped
+        shop.log(1)  # this batch tells the server
+        assert shop.flush()
+        out = by_dsn(dsn)[1]
+        assert f"1 of the last day's streams dropped {dropped} records, most of them shop (pid {os.getpid()} on" in out
+        assert "fewer rows" not in out, "a dropped one was never stored"
+        conn.execute("DELETE FROM logsluice.logs WHERE seq IN (1, 3)")
+        status, out = by_dsn(dsn)
+        assert status == 0
+        stored = shop.stats.stored
+        assert (
+            f"1 of the last streams have fewer rows in logs than their watermarks say: 2 of {stored} of stream" in out
+        )
+        query = next_of(out, "fewer rows").partition("restored backup); ")[2].partition(";")[0]
+        assert len(conn.execute(query).fetchall()) == 1
+
+
+def test_indexes_that_cost_more_than_they_give(dsn, by_dsn, monkeypatch):
+    monkeypatch.setattr(upkeep, "MUCH", 1)
+    with Shop(dsn) as shop, connect(dsn) as conn:
+        shop.log(2)
+        assert shop.flush()
+        part = conn.execute("SELECT DISTINCT tableoid::regclass::text FROM logsluice.logs").fetchone()[0]
+        with pytest.raises(psycopg.errors.UniqueViolation):
+            conn.execute(f"CREATE UNIQUE INDEX CONCURRENTLY broken ON {part} (level)")
+        status, out = by_dsn(dsn)
+        assert status == 0
+        assert "indexes of logs take " in out
+        for what in ('"logsluice"."broken" on logs is not valid', 'index "logsluice"."logs_trace_id" ('):
+            conn.execute(next_of(out, what).partition("; ")[2].partition(";")[0])
+        out = by_dsn(dsn)[1]
+    assert "not valid" not in out
+    assert "logs_trace_id" not in out
+    assert '"logsluice"."logs_ts"' not in out, "commands need it"
 
 
 def test_who_wrote_lately(dsn, by_dsn):

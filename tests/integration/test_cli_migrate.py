@@ -198,6 +198,13 @@ def test_grants_are_printed_not_given(empty_dsn):
         logsluice("migrate", "--dsn", empty_dsn, "--grant-to", "somebody")
 
 
+def test_roles_are_printed_without_a_connection(capsys):
+    assert logsluice("migrate", "--roles", "--writer", "w", "--schema", "mine") == 0
+    assert capsys.readouterr().out == schema.roles("mine", "w")
+    with pytest.raises(ConfigError, match="--writer goes with --roles"):
+        logsluice("migrate", "--sql", "--writer", "w")
+
+
 def test_a_role_that_may_not_is_told_who_may(empty_dsn):
     with connect(empty_dsn) as conn:
         name = f"nobody_{conn.info.dbname}"

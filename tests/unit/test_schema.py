@@ -95,6 +95,16 @@ def test_render_grants_the_least_that_a_writer_needs():
     assert "GRANT" not in statements(schema.render())
 
 
+def test_the_names_of_roles_are_quoted_and_must_be_three():
+    text = schema.roles('we"ird', "o'neil", "r", "a")
+    assert "SET LOCAL logsluice.writer = 'o''neil';" in text
+    assert "SET LOCAL logsluice.home = 'we\"ird';" in text
+    assert "\n\\" not in text
+    for wrong in ({"writer": ""}, {"reader": "x" * 64}, {"admin": "logsluice_reader"}):
+        with pytest.raises(ConfigError, match=next(iter(wrong))):
+            schema.roles(**wrong)
+
+
 @pytest.mark.parametrize("name", ["", "a\0b", "x" * 64, "é" * 32])
 def test_a_schema_name_that_postgresql_would_cut_or_refuse_is_an_error(name):
     with pytest.raises(ConfigError, match="schema"):

@@ -11,6 +11,7 @@ import psycopg
 
 from logsluice import contrib, migrations, partitions, schema
 from logsluice.cli import common, tables
+from logsluice.cli.arguments import utf8
 from logsluice.cli.output import say_anything
 from logsluice.columns import quote
 from logsluice.config import PARTITION_WIDTHS
@@ -19,6 +20,9 @@ from logsluice.tracing import SpanRow
 
 if TYPE_CHECKING:
     import argparse
+
+
+_ROLES = {"writer": "writes", "reader": "reads", "admin": "migrates, maintains and deletes"}
 
 
 def register(commands: common.Commands) -> None:
@@ -37,6 +41,15 @@ def register(commands: common.Commands) -> None:
         "--plan", action="store_true", help="change nothing: show what would be applied, and whether the role may"
     )
     what.add_argument("--sql", action="store_true", help="print the DDL and connect to nothing")
+    what.add_argument(
+        "--roles",
+        action="store_true",
+        help="print what makes the roles of writer, reader and admin; connect to nothing",
+    )
+    for kind, may in _ROLES.items():
+        parser.add_argument(
+            f"--{kind}", metavar="ROLE", help=f"with --roles: who {may} (default: logsluice_{kind})", type=utf8
+        )
     parser.add_argument(
         "--after",
         type=int,
@@ -56,13 +69,19 @@ def register(commands: common.Commands) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Apply what is missing and say what was done, or show or print what would be."""
-    if args.sql:
+    named = {kind: name for kind in _ROLES if (name := getattr(args, kind)) is not None}
+    if args.sql and not named:
         newest = schema.sql_files()[-1].number
         if not (args.compat and args.after == newest):  # nothing but the views is asked for
             sys.stdout.write(schema.render(args.schema, args.partition, args.grant_to, after=args.after))
         if args.compat:
             sys.stdout.write(f"BEGIN;\n{_compat(args)}COMMIT;\n")
         return 0
+    if args.roles:
+        sys.stdout.write(schema.roles(args.schema, **named))
+        return 0
+    if named:
+        raise ConfigError(f"--{next(iter(named))} goes with --roles: what it may is printed, for somebody to run")
     if args.after:
         raise ConfigError("--after goes with --sql: without it the database is asked for its version")
     if args.grant_to is not None:

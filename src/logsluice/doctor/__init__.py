@@ -12,6 +12,7 @@ Here: whose records reach which handler of ours, and why others do not. Pure; re
     connect.py       the connection, or why there is none
     database.py      server, rights, clock, a table of the user's own
     tables.py        partitions, dead letters, who wrote lately
+    upkeep.py        files not applied, records that are no rows, indexes
     record.py        one record sent and read back
     cli/doctor.py    finds the configuration, prints the findings
 """

@@ -1,6 +1,6 @@
 """
-The database, for `logsluice doctor`: server, rights, clock; then the tables (tables.py) and one record sent and
-read back (record.py).
+The database, for `logsluice doctor`: server, rights, clock; then the tables (tables.py, upkeep.py) and one
+record sent and read back (record.py).
 
 In the order in which things depend on each other; what a failure makes pointless is not tried. Nothing is changed that
 the handler would not change itself with its first record: the schema with `create=True`, partitions.
@@ -15,7 +15,7 @@ import psycopg
 
 from logsluice import schema
 from logsluice.columns import check_table, quote, target_from
-from logsluice.doctor import FAIL, OK, WARN, Finding, record, tables
+from logsluice.doctor import FAIL, OK, WARN, Finding, record, tables, upkeep
 from logsluice.doctor.connect import Database, connect, reason
 from logsluice.handlers import PostgresHandler
 
@@ -55,21 +55,32 @@ def check_database(
 
 
 def _checks(database: Database, make: Callable[[], PostgresHandler] | None) -> Iterator[Finding]:
-    for check in (_server, _rights):
-        found = list(check(database))
+    found = list(_server(database))
+    yield from found
+    if any(one.status == FAIL for one in found):
+        return
+    reader = make is None and _reads_only(database)
+    if reader:
+        what = f"the role may read {database.target.name} and not write: looked at as a reader"
+        yield Finding(OK, "rights", what)
+    else:
+        found = list(_rights(database))
         yield from found
         if any(one.status == FAIL for one in found):
             return
+    yield from upkeep.unapplied(database)
     yield from _clock(database)
     width = database.settings.partition
     if not database.target.plain:
         found = list(_table(database))
     else:
-        found, width = tables.check_partitions(database, None if make is None else width)
+        found, width = tables.check_partitions(database, None if make is None else width, make=not reader)
     yield from found
     yield from tables.dead_letters(database)
     yield from tables.streams(database)
-    if any(one.status == FAIL for one in found):
+    yield from upkeep.gaps(database)
+    yield from upkeep.indexes(database)
+    if reader or any(one.status == FAIL for one in found):
         return
     settings = database.settings
     yield record.probe(
@@ -105,6 +116,14 @@ def _server(database: Database) -> Iterator[Finding]:
 # --- rights -----------------------------------------------------------------------------------------------------
 
 
+def _reads_only(database: Database) -> bool:
+    """Whether the role is one of those that read: `doctor --dsn` is theirs, too."""
+    home, logs = database.settings.schema, database.table("logs")
+    # First: to_regclass raises for a schema that may not be used.
+    usable = "SELECT has_schema_privilege(oid, 'USAGE') FROM pg_namespace WHERE nspname = %s"
+    return bool(database.one(usable, home)) and database.may("SELECT", logs) and not database.may("INSERT", logs)
+
+
 def _rights(database: Database) -> Iterator[Finding]:
     """Compare the role's rights with what a writer needs, after making what the handler itself would make."""
     conn, settings, target = database.conn, database.settings, database.target
@@ -123,8 +142,8 @@ def _rights(database: Database) -> Iterator[Finding]:
         ours = one.fix.startswith("logsluice migrate")
         yield Finding(FAIL, "rights", one.what + (refused if ours else ""), _fix(database, one, refused=bool(refused)))
     if refused and not missing:
-        what = f"the tables are there, but create=True fails{refused.rpartition(':')[2]}"
-        yield Finding(FAIL, "schema", what, "set create=False in the handler")
+        what = f"records are stored, but create=True cannot update the schema:{refused.rpartition(':')[2]}"
+        yield Finding(WARN, "schema", what, "set create=False in the handler, and migrate as the owner")
     elif not missing:
         version = database.one(f"SELECT max(version) FROM {database.table('version')}")
         newer = ", made by a newer logsluice" if version > schema.sql_files()[-1].number else ""

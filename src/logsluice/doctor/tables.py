@@ -22,8 +22,8 @@ COUNTED = 10_000  # dead letters: more are not counted, that takes too long
 SILENT = "updated < now() - interval '5 minutes' AND updated > now() - interval '1 day' AND retired IS NULL"
 
 
-def check_partitions(database: Database, width: str | None) -> tuple[list[Finding], str]:
-    """Return what is to say of today's and tomorrow's partitions, made if need be, and their width."""
+def check_partitions(database: Database, width: str | None, *, make: bool = True) -> tuple[list[Finding], str]:
+    """Return what is to say of today's and tomorrow's partitions, made if need be and `make`, and their width."""
     conn, name = database.conn, database.settings.schema
     now = datetime.fromtimestamp(database.now(), timezone.utc)
     try:
@@ -31,24 +31,31 @@ def check_partitions(database: Database, width: str | None) -> tuple[list[Findin
     except LogsluiceError:
         return [Finding(OK, "partition", f"{database.target.name} is one plain table and needs none")], "none"
     width = width or partitions.width_of(parts)
+    others = list(_default(database, parts))
     made: list[str] = []
     refused: psycopg.Error | None = None
-    if _lacking(parts, now):
+    if make and _lacking(parts, now):
         try:
             made = partitions.ensure(conn, name, width, now)
             parts = partitions.listed(conn, name)
         except psycopg.Error as error:
             refused = error
     lacking = _lacking(parts, now)
+    if lacking and not make:
+        what = f"there is none for {lacking}; a handler makes it when it connects, if its role may"
+        return [Finding(WARN, "partition", what, "logsluice maintain --every 6h makes them ahead"), *others], width
     if refused is not None:
         what = f"there is none for {lacking}, and none can be made: {reason(refused)}"
-        return [Finding(FAIL, "partition", what, _unblock(database, refused))], width
+        return [*others, Finding(FAIL, "partition", what, _unblock(database, refused))], width
     if lacking:
         what = f"there is none for {lacking}, and none is made (partition={width!r})"
         step = f'take "partition" out of the handler\'s options, or set it to {partitions.width_of(parts)!r}'
-        return [Finding(FAIL, "partition", what, step)], width
+        return [*others, Finding(FAIL, "partition", what, step)], width
     done = f" ({len(made)} made now)" if made else ""
-    return [Finding(OK, "partition", f"today and tomorrow (UTC) have theirs{done}; {len(parts)} in all")], width
+    last = max((part.upper for part in parts if part.upper and part.state == "attached"), default=None)
+    ahead = f", ahead for {span((last - now).total_seconds())}" if last else ""
+    what = f"today and tomorrow (UTC) have theirs{done}; {len(parts)} in all{ahead}"
+    return [*others, Finding(OK, "partition", what)], width
 
 
 def _lacking(parts: list[partitions.Partition], now: datetime) -> str:
@@ -64,6 +71,24 @@ def _lacking(parts: list[partitions.Partition], now: datetime) -> str:
             for part in parts
         )
     )
+
+
+def _default(database: Database, parts: list[partitions.Partition]) -> Iterator[Finding]:
+    """Say that somebody made a DEFAULT partition, and how to be rid of it."""
+    for part in (one for one in parts if one.lower is None and one.upper is None and one.state == "attached"):
+        holds = "what is in it is not known"
+        if database.may("SELECT", part.full_name):
+            holds = "it is empty"
+            if database.one(f"SELECT true FROM {part.full_name} LIMIT 1"):
+                holds = "it holds rows, and no partition can be made for their days"
+        logs = database.table("logs")
+        what = f"{part.full_name} is a DEFAULT partition: {holds}; with one, retention cannot detach any"
+        make = f"SELECT {database.table('make_partitions')}(min(ts), max(ts)) FROM {part.full_name} HAVING count(*) > 0"
+        step = (
+            f"BEGIN; ALTER TABLE {logs} DETACH PARTITION {part.full_name}; {make}; "
+            f"INSERT INTO {logs} SELECT * FROM {part.full_name}; DROP TABLE {part.full_name}; COMMIT;"
+        )
+        yield Finding(WARN, "partition", what, step)
 
 
 def _unblock(database: Database, error: psycopg.Error) -> str:
@@ -91,11 +116,17 @@ def dead_letters(database: Database) -> Iterator[Finding]:
     if not count:
         yield Finding(OK, "dead", "no dead letter waits")
         return
-    latest = f"SELECT to_char(at, 'YYYY-MM-DD HH24:MI TZ'), target, sqlstate, error {waiting} ORDER BY at DESC LIMIT 1"
-    at, target, sqlstate, error = database.conn.execute(latest).fetchone() or ("", "", "", "")
+    latest = f"""
+        SELECT to_char(at, 'YYYY-MM-DD HH24:MI TZ'), target, sqlstate, error,
+               (SELECT extract(epoch FROM now() - min(at)) {waiting}) {waiting} ORDER BY at DESC LIMIT 1
+    """
+    at, target, sqlstate, error, oldest = database.conn.execute(latest).fetchone() or ("", "", "", "", 0)
     number = _many(count, "dead letter") if count <= COUNTED else f"more than {COUNTED} dead letters"
-    what = f"{number} wait, the latest of {at}, for {target}: {sqlstate} {error}"
-    yield Finding(WARN, "dead", what, f"SELECT at, target, sqlstate, error {waiting} ORDER BY at DESC;")
+    what = f"{number} wait, the oldest for {span(float(oldest))}, the latest of {at}, for {target}: {sqlstate} {error}"
+    step = (
+        f"logsluice dead list, then edit or replay: or SELECT at, target, sqlstate, error {waiting} ORDER BY at DESC;"
+    )
+    yield Finding(WARN, "dead", what, step)
 
 
 def streams(database: Database) -> Iterator[Finding]:
