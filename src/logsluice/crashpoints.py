@@ -20,6 +20,8 @@ VARIABLE = "LOGSLUICE_CRASH_AT"
 # In the order in which a record meets them.
 NAMES = ("create", "preallocate", "header", "append", "roll", "seal", "fsync", "send", "after-commit", "unlink",
          "adopt", "quarantine")  # fmt: skip
+# In the order in which rows go to an archive and then away.
+ARCHIVE_NAMES = ("archive-written", "archive-verified", "archive-renamed", "archive-manifest", "detached", "deleted")
 STATUS = 137  # what a shell reports of a process that SIGKILL ended
 
 _left: dict[str, int] = {}  # name -> how many times it is still passed
@@ -27,8 +29,10 @@ _left: dict[str, int] = {}  # name -> how many times it is still passed
 
 def _arm(value: str) -> None:
     name, _, times = value.partition(":")
-    if name not in NAMES or not (times or "1").isdigit():
-        raise ConfigError(f"{VARIABLE}={value!r}: write one of {', '.join(NAMES)}, or NAME:N for the Nth time")
+    if name not in (*NAMES, *ARCHIVE_NAMES) or not (times or "1").isdigit():
+        raise ConfigError(
+            f"{VARIABLE}={value!r}: write one of {', '.join((*NAMES, *ARCHIVE_NAMES))}, or NAME:N for the Nth time"
+        )
     _left[name] = int(times or 1)
 
 

@@ -47,6 +47,9 @@ class PostgresHandler(BaseHandler):
     def _targets_from(self) -> dict[str, Target]:
         settings = self._settings
         self._retention = retention.rules_from(settings.maintenance or None)  # here: a logging call reads no file
+        self._archive = retention.archive_in(settings.maintenance or None)
+        if self._archive is not None:
+            importlib.import_module("logsluice.archive").Settings.of(self._archive)  # a mistake is told now
         table = target_from(settings.schema, settings.table, settings.columns)
         _check_dsn(settings)
         return {"logs": table}
@@ -68,7 +71,7 @@ class PostgresHandler(BaseHandler):
         """Start the thread of maintenance; where none can be, only maintenance is missing."""
         from logsluice.maintainer import Maintainer  # noqa: PLC0415 - loaded by `_load`
 
-        made = Maintainer(self._settings, self._retention, self.diagnostics, self._now)
+        made = Maintainer(self._settings, self._retention, self._archive, self.diagnostics, self._now)
         # Two first records at once: one of them is kept.
         self._maintainer = self.__dict__.setdefault("_first_maintainer", made)
         if not lifecycle.threads_run() or lifecycle.exiting():

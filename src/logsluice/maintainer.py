@@ -10,11 +10,12 @@ from __future__ import annotations
 import dataclasses
 import queue
 from datetime import datetime, timezone
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import psycopg
 
 from logsluice import lifecycle, maintenance, pruning
+from logsluice.archive import Settings
 from logsluice.errors import LogsluiceError
 from logsluice.primitives import Done, SimpleQueue, get_ident, start_thread
 from logsluice.sinks import SinkError
@@ -36,7 +37,12 @@ class Maintainer:
     """It runs maintenance at its start and every six hours, and says on stderr what went."""
 
     def __init__(
-        self, settings: PostgresSettings, rules: Rules, diagnostics: Diagnostics, now: Callable[[], float]
+        self,
+        settings: PostgresSettings,
+        rules: Rules,
+        archive: Any,  # as the rules say it
+        diagnostics: Diagnostics,
+        now: Callable[[], float],
     ) -> None:
         self.runs = 0  # that ended, well or not
         self.last: pruning.Report | None = None  # of the last run that ended well
@@ -44,6 +50,7 @@ class Maintainer:
             dataclasses.replace(settings, io_timeout=max(settings.io_timeout, ANSWER)), diagnostics, lambda: None, now
         )
         self._rules = rules
+        self._archive = Settings.of(archive)
         self._tokens: SimpleQueue[None] = SimpleQueue()
         self._ending = False
         self._starter: dict[str, object] = {}  # setdefault elects the one that starts the thread
@@ -91,7 +98,13 @@ class Maintainer:
             now = datetime.fromtimestamp(self.link.now(), timezone.utc)
             width = None if settings.partition == "none" else settings.partition
             self.last = maintenance.run(
-                self.link.open(), settings.schema, self._rules, now=now, width=width, stop=lambda: self._ending
+                self.link.open(),
+                settings.schema,
+                self._rules,
+                now=now,
+                width=width,
+                archive=self._archive,
+                stop=lambda: self._ending,
             )
             if not self._ending or self.last.gone:
                 diagnostics.say("maintenance", f"maintenance: {'; '.join(self.last.lines())}", every=0)

@@ -11,7 +11,8 @@ Rules, each against an accident:
 4. What a hold (holds.py) keeps is not touched; a partition in which it keeps a row is not dropped.
 5. `now` is given. The clock of the server decides about nothing.
 6. One at a time for each schema: a lock of the session, which a killed maintainer gives back by dying.
-7. Only tables that logsluice made: a partition that somebody detached by hand to keep it is no table of ours.
+7. With an archive nothing goes that is not in it, verified (archive/). Watermarks do not go there: they are no records.
+8. Only tables that logsluice made: a partition that somebody detached by hand to keep it is no table of ours.
 
 A row that is due is kept for a day more at most, for what is deleted with its whole partition.
 """
@@ -25,10 +26,11 @@ from typing import TYPE_CHECKING, Any
 
 import psycopg
 
+from logsluice import archive as archives
 from logsluice import holds, partitions, retention, types
 from logsluice.columns import quote
 from logsluice.errors import ConfigError, LogsluiceError
-from logsluice.pruning import Gone, Job, Pruning, Report, reason
+from logsluice.pruning import Due, Gone, Job, Pruning, Report, reason
 from logsluice.retention import LogTable
 
 if TYPE_CHECKING:
@@ -50,27 +52,31 @@ def run(
     now: datetime,
     width: str | None = None,
     dry_run: bool = False,
+    archive: archives.Settings | None = None,
     stop: Callable[[], bool] = lambda: False,
 ) -> Report:
     """
     Do one run and return what went. A connection of its own, with autocommit on and no pooler before it.
 
     `rules`: see `retention.rules_from`. `width`: of partitions made ahead; None: that of the newest. `dry_run`: nothing
-    is changed, rows are counted. `stop` is asked between two steps. Blocks for as long as it takes: seconds, or minutes
+    is changed, rows are counted. `archive`: where rows go before they are dropped or deleted; what cannot be written
+    there stays. `stop` is asked between two steps. Blocks for as long as it takes: seconds, or minutes
     where rules are finer than tables, which read what they are about. Raises `ConfigError` for a pooler, psycopg's
     error when the connection is lost; all else is told in `skipped`.
     """
-    job = _Run(conn, schema, rules or {}, now, width, stop, Report(now, dry_run))
+    shelf = archives.Archive(conn, archive, stop=stop) if archive is not None and not dry_run else None
+    job = _Run(conn, schema, rules or {}, now, width, stop, Report(now, dry_run), shelf)
     partitions.check_session(conn)
-    with _leading(conn, schema, needed=not dry_run) as leader:
-        job.report.leader = leader
-        if leader:
+    with leading(conn, schema, needed=not dry_run) as leads:
+        job.report.leader = leads
+        if leads:
             job.all()
+            job.report.archived = shelf.line() if shelf is not None else None
     return job.report
 
 
 @contextlib.contextmanager
-def _leading(conn: psycopg.Connection[Any], schema: str, *, needed: bool) -> Iterator[bool]:
+def leading(conn: psycopg.Connection[Any], schema: str, *, needed: bool) -> Iterator[bool]:
     """Take the lock of rule 6 if nobody has it; tell whether we may work. The owner's session finds no planted name."""
     conn.execute("SET search_path = pg_catalog, pg_temp; SET timezone = 'UTC'", prepare=False)
     key, lock = f"logsluice maintain {schema}", "SELECT pg_{}advisory_{}lock(hashtextextended(%s::text, 0))"
@@ -151,8 +157,8 @@ class _Run(Job):
         if keep is not None:
             name = f"{quote(self.schema)}.dead_letter"
             kept, values = holds.of_dead_letters(holds.read(self.conn, self.schema))
-            where = f"at < %s::timestamptz AND {kept} IS NOT TRUE"
-            for _, number in self.sweep(name, where, [self.now - timedelta(seconds=keep), *values], "0", []):
+            where, cut = f"at < %s::timestamptz AND {kept} IS NOT TRUE", self.now - timedelta(seconds=keep)
+            for _, number in self.sweep(Due("dead_letter", name, where, [cut, *values], "0", [], cut)):
                 gone.rows += number
 
     def _streams(self, found: Sequence[LogTable]) -> None:

@@ -21,11 +21,12 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any
 
+from logsluice import crashpoints
 from logsluice.columns import quote
 from logsluice.errors import ConfigError, LogsluiceError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     import psycopg
 
@@ -61,6 +62,13 @@ class Partition:
 def ensure(conn: psycopg.Connection[Any], schema: str, width: str, now: datetime, *, table: str = "logs") -> list[str]:
     """Make what is missing for now - 1 day to now + 1 day and return the names. One query when nothing is missing."""
     return _make(conn, (schema, table), width, now - AHEAD, now + AHEAD)
+
+
+def ensure_between(
+    conn: psycopg.Connection[Any], schema: str, width: str, starts: datetime, ends: datetime, *, table: str = "logs"
+) -> list[str]:
+    """As `ensure_at` for all moments from starts to ends, both included: 500 partitions at most."""
+    return _make(conn, (schema, table), width, starts, ends)
 
 
 def ensure_at(
@@ -188,27 +196,40 @@ def _parent(conn: psycopg.Connection[Any], schema: str, table: str) -> int:
     return int(row[0])
 
 
-def drop(conn: psycopg.Connection[Any], schema: str, partition: Partition, *, table: str = "logs") -> None:
+def drop(
+    conn: psycopg.Connection[Any], schema: str, partition: Partition, *, table: str = "logs",
+    before: Callable[[], None] | None = None,
+) -> None:  # fmt: skip
     """
     Drop one partition of what `expired` returned; one that is gone, or has other bounds by now, is left alone.
 
     Raises psycopg's error when a lock cannot be had in time. What was begun then stays begun and is listed as
     "pending" (its rows are not seen any more, its range takes none) or "detached"; dropping it again finishes it.
+    `before` is called when it is detached, in the transaction that drops it and has it locked: nobody adds a row any
+    more, and if it raises, the partition stays "detached".
     DETACH ... CONCURRENTLY refuses a transaction block, so this needs a session of its own: no transaction pooler.
     """
     for current in listed(conn, schema, table):
         if (current.full_name, current.lower, current.upper) == (partition.full_name, partition.lower, partition.upper):
             with _session(conn):
-                _drop(conn, f"{quote(schema)}.{quote(table)}", current, _parent(conn, schema, table))
+                _drop(conn, f"{quote(schema)}.{quote(table)}", current, _parent(conn, schema, table), before)
 
 
-def _drop(conn: psycopg.Connection[Any], parent: str, part: Partition, oid: int) -> None:
+def _drop(
+    conn: psycopg.Connection[Any], parent: str, part: Partition, oid: int, before: Callable[[], None] | None
+) -> None:
     if part.state == "pending":
         conn.execute(f"ALTER TABLE {parent} DETACH PARTITION {part.full_name} FINALIZE", prepare=False)
     elif part.state == "attached":
         _detach(conn, parent, part, oid)
+    crashpoints.reach("detached")
     # Nothing hangs on it now but readers that named it themselves.
-    conn.execute(f"DROP TABLE {part.full_name}", prepare=False)
+    with conn.transaction():
+        settings(conn, DROP_LOCK_TIMEOUT)
+        if before is not None:
+            conn.execute(f"LOCK TABLE {part.full_name} IN ACCESS EXCLUSIVE MODE", prepare=False)
+            before()
+        conn.execute(f"DROP TABLE {part.full_name}", prepare=False)
 
 
 def _detach(conn: psycopg.Connection[Any], parent: str, part: Partition, oid: int) -> None:

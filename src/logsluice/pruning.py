@@ -8,13 +8,14 @@ partition is so long that its first rows would be kept for more than a day too l
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import psycopg
 
-from logsluice import holds, partitions, retention
+from logsluice import archive, crashpoints, holds, partitions, retention
 from logsluice.columns import quote
 
 if TYPE_CHECKING:
@@ -60,6 +61,7 @@ class Report:
     gone: list[Gone] = field(default_factory=list)  # by table and rule, also when it is nothing
     streams: int = 0  # rows of `stream`
     held: list[str] = field(default_factory=list)  # sentences: partitions that a legal hold keeps
+    archived: str | None = None  # a sentence: which files were written; None: rules name no archive
     skipped: list[str] = field(default_factory=list)  # sentences: what could not be done, and why
 
     def lines(self) -> list[str]:
@@ -70,7 +72,22 @@ class Report:
         found.append(f"stream (retired or out of use) 30d: {self.streams:,} rows")
         if not self.dry_run:
             found.append(f"partitions made: {', '.join(self.made) or 'none'}")
+        if self.archived is not None and not self.dry_run:
+            found.append(f"archived before it went: {self.archived}")
         return found + [f"kept: {one}" for one in self.held] + [f"not done: {one}" for one in self.skipped]
+
+
+@dataclass(frozen=True)
+class Due:
+    """Rows that are to go: which, and by which rule."""
+
+    table: str
+    name: str  # quoted: the table, or one partition of it
+    where: str  # SQL
+    values: Sequence[Any]  # its parameters
+    which: str  # SQL of the rule's number
+    its: Sequence[Any]  # its parameters
+    ends: datetime  # no row from then on is due
 
 
 @dataclass
@@ -84,19 +101,22 @@ class Job:
     width: str | None
     stop: Callable[[], bool]
     report: Report
+    store: archive.Archive | None  # what goes is written there first
 
     def holds(self, table: str, lower: datetime | None = None, upper: datetime | None = None) -> list[holds.Hold]:
         """Return the holds that can be about these rows, as they are now."""
         return [one for one in holds.read(self.conn, self.schema) if one.about(table, lower, upper)]
 
-    def sweep(
-        self, name: str, where: str, values: Sequence[Any], which: str, its: Sequence[Any]
-    ) -> Iterator[tuple[int, int]]:
-        """Delete (of a dry run: count) what fits, window by window; yield (rule, rows). `which`: SQL of the rule."""
+    def sweep(self, due: Due) -> Iterator[tuple[int, int]]:
+        """Delete (of a dry run: count) what is due, window by window; yield (rule, rows)."""
+        name, where, which = due.name, due.where, due.which
         if self.report.dry_run:
             # In the order of its parameters.
             query = f"SELECT {which} AS rule, count(*) FROM ONLY {name} WHERE {where} GROUP BY 1"
-            yield from self.conn.execute(query, [*its, *values], prepare=False).fetchall()
+            yield from self.conn.execute(query, [*due.its, *due.values], prepare=False).fetchall()
+            return
+        if self.store is not None:
+            yield from self._archived(due, self.store)
             return
         size = "SELECT pg_relation_size(%s::regclass) / current_setting('block_size')::bigint"
         row = self.conn.execute(size, [name], prepare=False).fetchone()
@@ -113,8 +133,27 @@ class Job:
             with self.conn.transaction():
                 partitions.settings(self.conn, partitions.DROP_LOCK_TIMEOUT)
                 place = [f"({start},0)", f"({start + WINDOW},0)"]
-                found = self.conn.execute(query, [*place, *values, *its], prepare=False).fetchall()
+                found = self.conn.execute(query, [*place, *due.values, *due.its], prepare=False).fetchall()
             yield from found
+
+    def _archived(self, due: Due, store: archive.Archive) -> Iterator[tuple[int, int]]:
+        """As `sweep`: each day's rows go to files of their own, so many in a transaction as a file gets."""
+        name = due.name
+        clock = quote(archive.KEYS.get(due.table, ("ts",))[0])
+        label = name.partition('"."')[2].removesuffix('"')
+        span = f"{clock} >= %s::timestamptz AND {clock} < %s::timestamptz"
+        for first, end in archive.days(self.conn, name, clock, None, due.ends):
+            source = archive.Source(self.schema, due.table, name, label, first, end, whole=False)
+            chosen = f"SELECT ctid FROM ONLY {name} WHERE {span} AND {due.where} LIMIT {archive.CHUNK}"
+            number = archive.CHUNK
+            while number >= archive.CHUNK and not self.stop():
+                with self.conn.transaction():
+                    partitions.settings(self.conn, partitions.DROP_LOCK_TIMEOUT)
+                    delete = f"DELETE FROM ONLY {name} WHERE ctid = ANY(ARRAY({chosen}))"
+                    found = store.deleted(source, delete, [first, end, *due.values], due.which, due.its)
+                crashpoints.reach("deleted")
+                number = found.total()
+                yield from found.items()
 
 
 @dataclass
@@ -172,7 +211,7 @@ class Pruning:
         gone = self.gone[-1]
         if not run.report.dry_run:
             try:
-                partitions.drop(conn, run.schema, part, table=self.table.name)
+                self._drop(part)
             except psycopg.Error as error:
                 if conn.closed:
                     raise
@@ -183,6 +222,15 @@ class Pruning:
         gone.partition_rows += part.rows
         gone.size += part.size
         return False
+
+    def _drop(self, part: Partition) -> None:
+        """Drop a partition; with an archive only when all of it is there, what came in while it was written, too."""
+        run, before = self.run, None
+        if run.store is not None:
+            source, store = archive.of_partition(run.schema, self.table.name, part), run.store.whole
+            store(source)
+            before = functools.partial(store, source, locked=True)
+        partitions.drop(run.conn, run.schema, part, table=self.table.name, before=before)
 
     def _partly(self, part: Partition) -> bool:
         """Delete what is due in a partition that stays; whether it is empty now, and past its table's own rule."""
@@ -200,26 +248,30 @@ class Pruning:
 
     def _rows(self, name: str, lower: datetime | None, upper: datetime | None, *, all_due: bool) -> None:
         """Delete the rows that are due; with `all_due` also those of the table's own rule."""
-        due, which, its = ["CASE"], ["CASE"], []
+        cases, which, its = ["CASE"], ["CASE"], []
         cuts: list[Any] = []
         for number, rule in enumerate(self.finer):
             value = [] if rule.value is None else [rule.value]
-            due.append(f"WHEN {rule.where} THEN " + ("false" if rule.keep is None else "ts < %s::timestamptz"))
+            cases.append(f"WHEN {rule.where} THEN " + ("false" if rule.keep is None else "ts < %s::timestamptz"))
             cuts += value + ([] if rule.keep is None else [self._cut(rule.keep)])
             which.append(f"WHEN {rule.where} THEN {number}")
             its += value
         base = self.base.keep if self.base is not None and all_due else None
         if base is not None:
             cuts.append(self._cut(base))
-        due.append("ELSE " + ("false" if base is None else "ts < %s::timestamptz") + " END")
+        cases.append("ELSE " + ("false" if base is None else "ts < %s::timestamptz") + " END")
         which.append(f"ELSE {len(self.finer)} END")
         if base is None and all(rule.keep is None for rule in self.finer):
             return
         # Without WHEN a CASE is no SQL.
-        due_sql, which_sql = (" ".join(due), " ".join(which)) if self.finer else ("ts < %s::timestamptz", "0")
+        due_sql, which_sql = (" ".join(cases), " ".join(which)) if self.finer else ("ts < %s::timestamptz", "0")
         kept, kept_values = holds.any_of(self.run.holds(self.table.name, lower, upper), self.table.columns)
         where = f"({due_sql}) AND {kept} IS NOT TRUE"
-        for number, rows in self.run.sweep(name, where, [*cuts, *kept_values], which_sql, its):
+        ends = max(
+            [self._cut(one.keep) for one in (*self.finer, self.base) if one is not None and one.keep is not None]
+        )
+        due = Due(self.table.name, name, where, [*cuts, *kept_values], which_sql, its, ends)
+        for number, rows in self.run.sweep(due):
             self.gone[number].rows += rows
 
 

@@ -6,6 +6,7 @@ Retention rules: how long rows are kept, by table, by level and by log type. Pur
 A key is a table's name, a level's, a log type (what the column `log_type`, or the attribute, says), or "*"; with
 "TABLE:" before a level or a log type it is about that table alone. "log_type=error" is a log type that is called as a
 level is. A value is a span ("30d": h, d, w; at least a day) or "forever".
+The key "archive" is no rule: it says where rows go before they are dropped.
 
 One rule decides about a row, the first of: its log type, its level, its table, the retention that its type declares,
 "*"; each with the table's name before the same without. A level's rule is about the levels up to the next one: DEBUG
@@ -30,6 +31,7 @@ from logsluice.errors import ConfigError
 LEAST = 86_400.0  # seconds
 DECLARED = "(declared)"  # what the rule of a type's own retention is called in reports
 FOR_EVER = "forever"
+ARCHIVE = "archive"  # not a rule: where rows go first. A log type of that name is "log_type=archive"
 _LEVELS = (0, 10, 20, 30, 40, 50)  # where the next level begins, for those without a rule of their own
 _KEPT = re.compile(r"\(typed log, kept (?:for ever|(?:(\d+) days?)?(?:, )?(?:(\d+):(\d\d):(\d\d))?)\)$")
 
@@ -60,8 +62,18 @@ def rules_from(given: Any) -> Rules:
     """
     Return {key: seconds} of a mapping, of a JSON file's path, of True or None: no rules but the types' own.
 
-    Raises `ConfigError` that names the key and says what to write instead.
+    "archive" is left to `archive_in`. Raises `ConfigError` that names the key and says what to write instead.
     """
+    given = _loaded(given)
+    return {str(key): _span(str(key), given[key]) for key in given if key != ARCHIVE}
+
+
+def archive_in(given: Any) -> Any:
+    """Return what such rules say of the archive, as it was written; None for nothing."""
+    return _loaded(given).get(ARCHIVE)
+
+
+def _loaded(given: Any) -> Mapping[Any, Any]:
     if given in (None, True):
         return {}
     if isinstance(given, str):
@@ -71,7 +83,7 @@ def rules_from(given: Any) -> Rules:
             raise ConfigError(f"retention rules: {given} cannot be read as JSON: {error}") from None
     if not isinstance(given, Mapping):
         raise ConfigError(f"retention rules must be a mapping, {{'*': '30d'}}, got {type(given).__name__}")
-    return {str(key): _span(str(key), given[key]) for key in given}
+    return given
 
 
 def _span(key: str, value: Any) -> float | None:

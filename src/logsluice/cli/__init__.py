@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 # In the order in which a newcomer meets them.
 COMMANDS = (
     "demo", "preset", "tail", "query", "show", "trace", "stats", "top", "doctor", "dead", "journal", "decrypt",
-    "migrate", "types", "maintain", "prune", "forget", "partitions", "streams", "version",
+    "migrate", "types", "maintain", "prune", "archive", "restore", "forget", "partitions", "streams", "version",
 )  # fmt: skip
 
 

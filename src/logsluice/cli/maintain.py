@@ -10,6 +10,7 @@ from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any
 
 from logsluice import maintenance, retention
+from logsluice.archive import FORMATS, Settings
 from logsluice.cli import common
 from logsluice.config import PARTITION_WIDTHS
 from logsluice.errors import ConfigError, LogsluiceError
@@ -38,6 +39,8 @@ def register(commands: common.Commands) -> None:
     parser.add_argument(
         "--types", action="append", default=[], metavar="MODULE", help="module that declares typed logs, with retention"
     )
+    parser.add_argument("--archive", metavar="TARGET", help="directory or URL where rows go before they are dropped")
+    parser.add_argument("--format", choices=FORMATS, help="of the archive's files (default: as rules say, or parquet)")
     parser.add_argument("--partition", choices=PARTITION_WIDTHS, help="width of what is made ahead (default: as it is)")
     parser.add_argument("--dry-run", action="store_true", help="only show what would go")
     parser.set_defaults(run=run)
@@ -46,6 +49,7 @@ def register(commands: common.Commands) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run once or until a signal; 1 when the last run left something undone."""
     rules = _rules(args.rules, args.keep)
+    args.settings = _archive(args)
     if args.every is not None and args.every < LEAST:
         raise ConfigError(f"--every must be at least 1 minute, got {args.every}")
     sys.path.insert(0, "")  # as `python -m` has it: a module beside us
@@ -82,12 +86,22 @@ def _rules(file: str | None, keep: Sequence[str]) -> Rules:
     return {**retention.rules_from(file), **retention.rules_from(given)}
 
 
+def _archive(args: argparse.Namespace) -> Settings | None:
+    """Return what --archive and --format say, or else the rules' file."""
+    given = retention.archive_in(args.rules) if args.archive is None else args.archive
+    if args.format is None:
+        return Settings.of(given)
+    if given is None:
+        raise ConfigError("--format is about an archive: say with --archive where it is")
+    return Settings.of({**({"target": given} if isinstance(given, str) else given), "format": args.format})
+
+
 def _once(args: argparse.Namespace, rules: Rules, ended: threading.Event | None = None) -> int:
     now = datetime.now(timezone.utc)
     with common.connect(args) as conn, common.said("maintenance failed"):
         report = maintenance.run(
             conn, args.schema, rules, now=now, width=args.partition, dry_run=args.dry_run,
-            stop=ended.is_set if ended is not None else lambda: False,
+            archive=args.settings, stop=ended.is_set if ended is not None else lambda: False,
         )  # fmt: skip
     print(f"{now:%Y-%m-%d %H:%M:%SZ}{' dry run: nothing is changed' if args.dry_run else ''}")
     for line in report.lines():
