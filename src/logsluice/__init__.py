@@ -33,6 +33,7 @@ logsluice: Python logs into PostgreSQL, files, HTTP. The map, in the order in wh
     children.py    spawned children;  testing.py, pytest_plugin.py: rows for people's own tests
     middleware/    rows for requests (ASGI, WSGI) and jobs (functions, Celery)
     retention.py, holds.py: which rows go, which stay;  maintenance.py, pruning.py: one run;  maintainer.py;  erasure.py
+    archive/       rows into files that are verified before they are dropped;  archiving.py: by hand, and back
     deadletters.py dead letters, sent again;  devserver/  an embedded PostgreSQL;  doctor/;  cli/
     journals.py    a journal's folder, shown and loaded by hand;  conformance.py: the rules of a sink, tried
     query.py       stored records, read: grammar.py (the filter, pure), conditions.py (its SQL), records.py, ids.py

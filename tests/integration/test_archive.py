@@ -10,9 +10,8 @@ import psycopg
 import pytest
 
 from logsluice import archive, archiving, maintenance, partitions, retention, schema, types
-from logsluice.archive import ArchiveError, Settings, manifest, places
+from logsluice.archive import Settings, manifest, places
 from logsluice.cli import main
-from logsluice.errors import ConfigError
 from logsluice.tracing import SpanRow
 from support.processes import until
 from support.shop import LIMIT, Shop

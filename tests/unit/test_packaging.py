@@ -10,7 +10,19 @@ from support.processes import run_program
 
 SQL = Path(__file__).parents[2] / "sql"
 # Everything a user may not have installed, and the driver, which takes longer to import than all of logsluice.
-HEAVY = ("psycopg", "psycopg_pool", "pythonjsonlogger", "orjson", "rich", "yaml", "structlog", "loguru", "urllib3")
+HEAVY = (
+    "psycopg",
+    "psycopg_pool",
+    "pythonjsonlogger",
+    "orjson",
+    "rich",
+    "yaml",
+    "structlog",
+    "loguru",
+    "urllib3",
+    "pyarrow",
+    "fsspec",
+)
 HEAVY += (
     "redis",
     "cryptography",

@@ -230,11 +230,14 @@ class Archive:
             words(self._conn)
             columns = columns_of(self._conn, source.name)
             where = source.where
+            any_row = f"SELECT true FROM ONLY {source.name} WHERE {where} LIMIT 1"
+            if self._conn.execute(any_row, prepare=False).fetchone() is None:
+                return  # and no folder for nothing
             known = [one for one in self._known(source) if one.columns == columns]
             if known:
                 found = self._scan(source, columns)
                 same = [one for one in known if (one.rows, one.checksum) == (found.rows, found.checksum)]
-                if not found.rows or any(self._is_sound(one) for one in same):
+                if any(self._is_sound(one) for one in same):
                     return
                 where = self._without(source, columns, known)
             self._write(source, columns, f"SELECT {_names(columns)} FROM ONLY {source.name} WHERE {where}")

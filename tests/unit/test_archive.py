@@ -1,0 +1,139 @@
+"""Archives without a database: rows and their texts, settings, names, manifests."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from logsluice import archive, retention
+from logsluice.archive import ArchiveError, Settings, manifest, places, rows
+from logsluice.errors import ConfigError
+
+COLUMNS = [rows.Column(name, name) for name in ("text", *rows.KINDS)]
+CLEAN = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=12)
+# As PostgreSQL writes them, and what it would never write: whatever the text is, it comes back.
+MEANT = {
+    "text": CLEAN,
+    "boolean": st.sampled_from("tf"),
+    "smallint": st.integers(-(2**15), 2**15 - 1).map(str),
+    "integer": st.integers(-(2**31), 2**31 - 1).map(str),
+    "bigint": st.integers(-(2**63), 2**63 - 1).map(str),
+    "real": st.sampled_from(["0.1", "1e+10", "NaN", "-Infinity", "-0", "3"]),
+    "double precision": st.floats().map(repr) | st.sampled_from(["NaN", "Infinity", "-0", "1e-05", "1e+15", "100000"]),
+    "timestamp with time zone": st.datetimes().map(lambda one: one.isoformat(" ") + "+00") | CLEAN,
+    "bytea": st.binary(max_size=9).map(lambda one: "\\x" + one.hex()),
+}
+ROWS = st.lists(st.tuples(*(st.none() | MEANT[column.name] for column in COLUMNS)).map(list), max_size=5)
+
+
+@pytest.mark.parametrize("form", archive.FORMATS)
+@settings(max_examples=40)
+@given(batch=ROWS)
+def test_texts_come_back(form, batch):
+    module, file = archive.format_module(form), io.BytesIO()
+    writer = module.Writer(file, COLUMNS)
+    if batch:
+        writer.write(batch)
+    writer.close()
+    file.seek(0)
+    assert list(module.read(file, COLUMNS)) == batch
+
+
+@given(number=st.integers(rows.micros("0001-01-01 00:00:00+00"), rows.micros("9999-12-31 23:59:59.999999+00")))
+def test_moments_come_back(number):
+    assert rows.micros(rows.moment(number)) == number
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "infinity",
+        "-infinity",
+        "0044-03-15 12:00:00+00 BC",
+        "294276-01-01 00:00:00+00",
+        "2026-11-27 10:00:00+02",
+        "",
+        "x",
+    ],
+)
+def test_moments_that_are_none(text):
+    assert rows.micros(text) is None
+
+
+def test_a_checksum_is_of_all_rows_in_any_order():
+    lines = [b"1\ta\n", b"2\tb\n", b"2\tb\n"]
+
+    def checksum(some):
+        found = rows.Sum()
+        for line in some:
+            found.add(line)
+        return found.rows, found.checksum
+
+    assert len({checksum(one) for one in itertools.permutations(lines)}) == 1
+    assert len({checksum(one) for one in (lines, lines[:2], lines[1:], [b"1\tb\n", b"2\ta\n", b"2\tb\n"], [])}) == 5
+
+
+def test_a_column_of_the_name_that_parquet_adds():
+    columns = [rows.Column("_exact", "double precision")]
+    file = io.BytesIO()
+    writer = archive.format_module("parquet").Writer(file, columns)
+    writer.write([["NaN"], ["1"]])
+    writer.close()
+    assert list(archive.format_module("parquet").read(file, columns)) == [["NaN"], ["1"]]
+
+
+def test_settings():
+    assert Settings.of(None) is None
+    assert Settings.of("s3://bucket/logs") == Settings("s3://bucket/logs", "parquet")
+    assert Settings.of({"target": "a", "format": "jsonl"}) == Settings("a", "jsonl")
+    assert retention.archive_in({"archive": "a", "*": "30d"}) == "a"
+    assert retention.rules_from({"archive": "a", "*": "30d"}) == {"*": 30 * 86_400.0}
+    assert retention.archive_in(True) is retention.archive_in({"*": "30d"}) is None
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [("", "no directory"), (7, "is a directory or URL"), ({"format": "jsonl"}, "is a directory or URL"),
+     ({"target": "a", "x": 1}, "is a directory or URL"), ({"target": "a", "format": "csv"}, "one of parquet, jsonl")],
+)  # fmt: skip
+def test_settings_that_are_wrong(given, message):
+    with pytest.raises(ConfigError, match=message):
+        Settings.of(given)
+
+
+def test_a_handler_says_so_when_it_is_made():
+    from logsluice import PostgresHandler
+
+    with pytest.raises(ConfigError, match="one of parquet, jsonl"):
+        PostgresHandler(dsn="", maintenance={"*": "30d", "archive": {"target": "a", "format": "csv"}})
+
+
+@settings(max_examples=40)
+@given(name=CLEAN)
+def test_names_stay_in_their_folder(name):
+    part = places.encoded(name)
+    assert set(part) <= set("%ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_-")
+
+
+def test_a_url_is_shown_without_its_password():
+    assert places.shown("ftp://user:secret@host/logs") == "ftp://host/logs"
+
+
+def test_a_manifest_of_another_format(tmp_path):
+    place = places.place_of(f"file://{tmp_path}")
+    for text, message in (("{}", "KeyError"), ("no", "JSONDecodeError"), ('{"format_version": 2}', "later one")):
+        (tmp_path / "x.manifest.json").write_text(text)
+        with pytest.raises(ArchiveError, match=message):
+            manifest.load(place, "x.manifest.json")
+    values = {"format_version": 1, "file": "../x.parquet"}
+    Path(tmp_path / "x.manifest.json").write_text(json.dumps(values))
+    with pytest.raises(ArchiveError, match="not beside it"):
+        manifest.load(place, "x.manifest.json")
+    with pytest.raises(ArchiveError, match="ends in"):
+        manifest.manifest_path("x.csv")
