@@ -105,7 +105,7 @@ class Settings:
     redact: Any = (
         "keys"  # None, "keys", "patterns", a list of keys, or keys, patterns, pseudonyms, encrypt in a mapping
     )
-    limits: Limits = dataclasses.field(default_factory=Limits)
+    limits: Limits = dataclasses.field(default_factory=Limits)  # caps on what one record may carry: a mapping
 
     def check(self, given: frozenset[str]) -> None:
         """Check options that only together can be wrong; `given` are those that the user wrote. Raises ConfigError."""
@@ -145,16 +145,16 @@ class PostgresSettings(Settings):
 
     # Where the rows go.
     # libpq string or URI; "" reads libpq's environment; a callable is asked at each connect. Never in a repr: error
-    # trackers take the repr of everything that they see in a traceback.
+    # trackers take the repr of everything that they see in a traceback
     dsn: str | Callable[[], str] = dataclasses.field(default="", repr=False)
     dsn_env: str | None = None  # name of an environment variable that holds the dsn; read at each connect
-    schema: str = "logsluice"  # holds `logs`, `stream`, `dead_letter`, `version`
+    schema: str = "logsluice"  # holds `logs`, `stream`, `dead_letter`, `hold`, `version`, typed logs and spans
     table: str = "logs"  # in `schema`; "public.orders" is where it says
     columns: Mapping[str, Any] | None = None  # {column: source}: write into a table of your own
     create: bool = True  # apply sql/ on first use; False: `logsluice migrate --sql` prints it for a DBA
     partition: str = "day"  # width of a partition of `logs`: day, hour, week, month, none
-    # Drop old partitions and rows, from a thread of its own, with the rights of `logsluice maintain`: True (what typed
-    # logs declare), a mapping of retention rules (retention.py), or the path of a JSON file that holds one.
+    # drop old partitions and rows, from a thread of its own, with the rights of `logsluice maintain`: True (what typed
+    # logs declare), a mapping of retention rules, or the path of a JSON file that holds one
     maintenance: Any = False
     synchronous_commit: str | None = None  # PostgreSQL's setting for our transactions; None: the server's own
 
@@ -212,7 +212,7 @@ class SinkSettings(Settings):
     sink: Any = None  # a class, or "package.module.Class": called with `stream=` and the options, once a stream
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict, repr=False)  # for that class; may hold secrets
     format: str = "json"  # of frames: "json", one object a line, or "copy", rows of PostgreSQL's COPY text
-    names: str = "sluice"  # of the keys, for "json": "sluice", "otel", "ecs", "plain" (formatters.py)
+    names: str = "sluice"  # of the keys, for "json": "sluice", "otel", "ecs", "plain"
 
     def check(self, given: frozenset[str]) -> None:
         """As for all; there must be a sink."""

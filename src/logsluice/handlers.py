@@ -36,8 +36,8 @@ class PostgresHandler(BaseHandler):
     """
     It stores every record it is given as a row in PostgreSQL, from a thread of its own.
 
-    Options: README lists them, `logsluice.config.PostgresSettings` says their units. See `BaseHandler` for what a
-    logging call does and never does.
+    Options: docs/reference/options.md lists them, `logsluice.config.PostgresSettings` says their units. See
+    `BaseHandler` for what a logging call does and never does.
     """
 
     _kind = PostgresSettings

@@ -175,23 +175,23 @@ class HttpSettings(Settings):
 
     # Where to, and how. Never in a repr: a url and headers may hold secrets.
     url: str = dataclasses.field(default="", repr=False)  # of the endpoint, with its path; user:password@ is Basic
-    format: str | Callable[[list[dict[str, Any]]], bytes] = "ndjson"  # httpformats.py; or records -> body, yours
+    format: str | Callable[[list[dict[str, Any]]], bytes] = "ndjson"  # of FORMATS; or records -> body, yours
     names: str = "sluice"  # of the keys of "ndjson", "json" and yours: "sluice", "otel", "ecs", "plain"
     content_type: str | None = None  # None: the format's own
-    headers: Mapping[str, str] | None = dataclasses.field(default=None, repr=False)  # beside ours
+    headers: Mapping[str, str] | None = dataclasses.field(default=None, repr=False)  # of each request, beside our own
     tenant: str | None = None  # Loki's X-Scope-OrgID
 
     # Who asks. A token is read anew when the endpoint refuses it.
-    token: str | Callable[[], str] | None = dataclasses.field(default=None, repr=False)
+    token: str | Callable[[], str] | None = dataclasses.field(default=None, repr=False)  # or what returns it
     token_env: str | None = None  # name of an environment variable that holds it
     token_file: str | None = None  # a file that holds it
-    token_header: str = "Authorization"  # noqa: S105 - a name: the header that carries it: "X-API-Key", "DD-API-KEY"
+    token_header: str = "Authorization"  # noqa: S105 - the header that carries it: "X-API-Key", "DD-API-KEY"
     token_scheme: str | None = None  # the word before it: "ApiKey"; None: "Bearer" in Authorization, else none
 
     # Requests.
     gzip: bool = True  # bodies of 1 KiB and more
     max_request_bytes: int = 1 * MIB  # of a body before gzip; a larger record goes alone
-    max_request_records: int | None = None  # None: only bytes count
+    max_request_records: int | None = None  # in one request; None: only bytes count
     max_requests_per_second: float | None = None  # of this process; not kept to at exit; None: no limit
     retry_after_max: float = 300.0  # seconds that a Retry-After may ask for
 

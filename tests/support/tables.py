@@ -48,7 +48,7 @@ def options_of(kind, **shown):
     """The same of settings, in the order of the code. `shown`: defaults that a page writes in another way."""
     settings = kind()
     return [
-        (field.name, shown.get(field.name) or _default(field.name, getattr(settings, field.name)))
+        (field.name, shown.get(field.name) or default(field.name, getattr(settings, field.name)))
         for field in dataclasses.fields(kind)
     ]
 
@@ -59,12 +59,12 @@ def own_options(kind, **shown):
     return [option for option in options_of(kind, **shown) if option[0] not in shared]
 
 
-def _default(name, value):
-    if name.endswith("_level"):
+def default(name, value):
+    if name.endswith("level") and value is not None:
         value = logging.getLevelName(value)
     if dataclasses.is_dataclass(value):
         return "see `config.Limits`"
-    if type(value) is int:
+    if type(value) is int and value:
         for unit, size in (("GiB", GIB), ("MiB", MIB), ("KiB", KIB)):
             if value % size == 0:
                 return f"{value // size} {unit}"

@@ -1,29 +1,19 @@
 """The README against the code: what it promises in tables and snippets must be what is there."""
 
-import dataclasses
 import re
 from pathlib import Path
 
-from logsluice.config import KIB, PostgresSettings, Settings
+from logsluice.config import PostgresSettings, Settings
 from support.tables import options_of, options_shown, own_options
 
 README = (Path(__file__).parents[2] / "README.md").read_text()
 
 
-def test_options_table_is_the_settings():
-    """Every option is in the table with its default, in the order of the code, and nothing else is."""
-    assert options_shown(README) == [*own_options(PostgresSettings), *options_of(Settings)]
-
-
-def test_limits_in_the_table_are_those_of_the_code():
-    limits = Settings().limits
-    row = next(line for line in README.splitlines() if line.startswith("| `limits`"))
-    for name, number in dataclasses.asdict(limits).items():
-        if number is None:
-            assert name in row
-            continue
-        text = f"{number // KIB} KiB" if number % KIB == 0 else f"{number:,}"
-        assert f"{name} {text}" in row
+def test_the_options_in_the_table_are_those_of_the_code():
+    """With their defaults, in the order of the code; docs/reference/options.md has all of them."""
+    shown = options_shown(README)
+    assert len(shown) >= 10
+    assert shown == [one for one in (*own_options(PostgresSettings), *options_of(Settings)) if one in shown]
 
 
 def test_dictconfig_snippets_are_accepted(monkeypatch):

@@ -49,11 +49,11 @@ def register(commands: common.Commands) -> None:
     one.add_argument("id", type=_id, metavar="ID", help="stream:position, as `list` shows it")
 
     one = _command(ours, "edit", _edit, "replace values of one that waits")
-    one.add_argument("id", type=_id, metavar="ID")
+    one.add_argument("id", type=_id, metavar="ID", help="as `list` shows it")
     one.add_argument("values", nargs="+", metavar="COLUMN=VALUE", help=rf"the new value; {NULL} is NULL")
 
     one = _command(ours, "replay", _replay, "send again: those named, or all that wait")
-    one.add_argument("ids", nargs="*", type=_id, metavar="ID")
+    one.add_argument("ids", nargs="*", type=_id, metavar="ID", help="as `list` shows them")
     one.add_argument(
         "--due",
         action="store_true",
@@ -64,7 +64,7 @@ def register(commands: common.Commands) -> None:
     one.add_argument("--yes", action="store_true", help="without ID and --due: send all; else they are only counted")
 
     one = _command(ours, "drop", _drop, "delete: those named, or the old ones")
-    one.add_argument("ids", nargs="*", type=_id, metavar="ID")
+    one.add_argument("ids", nargs="*", type=_id, metavar="ID", help="as `list` shows them")
     one.add_argument(
         "--older-than",
         type=common.duration,

@@ -1,0 +1,43 @@
+"""
+The site of these pages: `sphinx-build -W --keep-going -n docs docs/_build`, with the dependency group `docs`.
+
+The same files are read where the repository is shown, so they stay plain Markdown: what only the site needs stands
+here, and in the toctrees of index.md.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import re
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from sphinx.application import Sphinx
+
+project = author = "logsluice"
+release = version = importlib.metadata.version("logsluice")
+extensions = ["myst_parser", "sphinxcontrib.mermaid"]
+exclude_patterns = ["_build"]
+nitpicky = True
+html_theme = "furo"
+html_title = f"logsluice {release}"
+html_copy_source = html_show_sourcelink = False
+
+myst_heading_anchors = 3  # the depth that links go to; a link to a heading that is not there is a warning, so an error
+myst_fence_as_directive = ["mermaid"]
+# Highlighting says this of blocks that are cut with an ellipsis, as JSON and tracebacks on pages are.
+suppress_warnings = ["misc.highlighting_failure"]
+
+# The blocks that are files, by whose title the tests know them (tests/support/howto.py), show it as a caption.
+TITLED = re.compile(r'^```(\w+) title="([^"\n]+)"$', re.MULTILINE)
+UNKNOWN = re.compile(r"^```(?:\{code-block\} )?(crontab)$", re.MULTILINE)  # languages that Pygments does not know
+
+
+def _captions(_app: Sphinx, _page: str, source: list[str]) -> None:
+    text = TITLED.sub(r"```{code-block} \1\n:caption: \2\n", source[0])
+    source[0] = UNKNOWN.sub(lambda found: found[0].replace(found[1], "text"), text)
+
+
+def setup(app: Sphinx) -> None:
+    """Have pages changed where they are read."""
+    app.connect("source-read", _captions)
