@@ -3,6 +3,8 @@
 import re
 from pathlib import Path
 
+import pytest
+
 from logsluice.config import PostgresSettings, Settings
 from support.tables import options_of, options_shown, own_options
 
@@ -33,3 +35,31 @@ def test_dictconfig_snippets_are_accepted(monkeypatch):
     mapped = eval("{" + next(block for block in blocks if "tbl_activity_logs" in block) + "}")["postgres"]
     del mapped["class"]
     assert PostgresHandler(**{**mapped, "dsn": ""})._targets["logs"].name == '"public"."tbl_activity_logs"'
+
+
+# --- links, of every page -------------------------------------------------------------------------------------------
+
+ROOT = Path(__file__).parents[2]
+
+
+def anchors(path):
+    """What the headings of a page are called where the repository is shown; the site's names are the same."""
+    text = re.sub(r"^```.*?^```$", "", path.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    heads = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", head.lower()).replace(" ", "-") for head in heads}
+
+
+@pytest.mark.parametrize("page", ["README.md", "CHANGELOG.md", *sorted(
+    str(path.relative_to(ROOT)) for path in (ROOT / "docs").rglob("*.md") if "_build" not in path.parts
+)])  # fmt: skip
+def test_a_link_leads_somewhere(page):
+    """Relative, so that they work in a checkout, where the repository is shown, and on the site."""
+    broken = []
+    for link in re.findall(r"\]\(([^)\s]+)\)", (ROOT / page).read_text(encoding="utf-8")):
+        if link.startswith(("http://", "https://", "mailto:")):
+            continue
+        file, _, anchor = link.partition("#")
+        path = (ROOT / page).parent / file if file else ROOT / page
+        if not path.is_file() or (anchor and anchor not in anchors(path)):
+            broken.append(link)
+    assert broken == []
