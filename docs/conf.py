@@ -20,11 +20,15 @@ extensions = ["myst_parser", "sphinxcontrib.mermaid"]
 exclude_patterns = ["_build"]
 nitpicky = True
 html_theme = "furo"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
 html_title = f"logsluice {release}"
-html_copy_source = html_show_sourcelink = False
+html_copy_source = html_show_sourcelink = html_show_copyright = False
+smartquotes = False  # what stands in quotes is mostly a value to be written so
 
 myst_heading_anchors = 3  # the depth that links go to; a link to a heading that is not there is a warning, so an error
 myst_fence_as_directive = ["mermaid"]
+mermaid_fullscreen = False
 # Highlighting says this of blocks that are cut with an ellipsis, as JSON and tracebacks on pages are.
 suppress_warnings = ["misc.highlighting_failure"]
 

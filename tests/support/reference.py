@@ -239,7 +239,11 @@ HANDLER = ("flush", "stats", "pressure", "wait_ready", "close")
 
 def _described(name, value):
     signature = _signature(name, value) if callable(value) else name
-    text = f"### {name}\n\n" + f"```python\n{signature}\n```\n\n" * (signature != name)
+    # 96: what is wider does not fit beside the site's menu. Folded behind commas alone.
+    whole = signature.replace(" ", "\0").replace(",\0", ", ")
+    folded = textwrap.fill(whole, 96, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False)
+    folded = folded.replace("\0", " ")
+    text = f"### {name}\n\n" + f"```python\n{folded}\n```\n\n" * (signature != name)
     text += "\n".join(line.rstrip() for line in (inspect.getdoc(value) or "").splitlines())
     members = "".join(f"\n- {line}" for line in _members(value)) if inspect.isclass(value) else ""
     return text + f"\n{members}" * bool(members)
