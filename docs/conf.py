@@ -27,6 +27,7 @@ html_copy_source = html_show_sourcelink = html_show_copyright = False
 smartquotes = False  # what stands in quotes is mostly a value to be written so
 
 myst_heading_anchors = 3  # the depth that links go to; a link to a heading that is not there is a warning, so an error
+# Drawn by a script that the reader's browser loads from a CDN; without it the text of the diagram is shown.
 myst_fence_as_directive = ["mermaid"]
 mermaid_fullscreen = False
 # Highlighting says this of blocks that are cut with an ellipsis, as JSON and tracebacks on pages are.

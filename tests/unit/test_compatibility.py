@@ -34,7 +34,7 @@ HEADER = journal.Header(
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("seal", [b"", SEAL])
+@pytest.mark.parametrize("seal", [b"", SEAL], ids=["killed", "sealed"])
 def test_a_journal_file_of_format_1_is_read(seal):
     """As a killed process leaves it, and sealed; by a machine that was started again since, or not."""
     file = ((HEAD + ROWS).ljust(640, b"\0") + seal).ljust(journal.file_size(640), b"\0")
