@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import re
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -38,11 +39,21 @@ TITLED = re.compile(r'^```(\w+) title="([^"\n]+)"$', re.MULTILINE)
 UNKNOWN = re.compile(r"^```(?:\{code-block\} )?(crontab)$", re.MULTILINE)  # languages that Pygments does not know
 
 
-def _captions(_app: Sphinx, _page: str, source: list[str]) -> None:
+# `howto/*` in a toctree: the pages in the order in which that folder's own list names them.
+LISTS = {"howto": "howto/README.md", "explanation": "explanation/index.md"}
+
+
+def _listed(found: re.Match[str]) -> str:
+    text = (Path(__file__).parent / LISTS[found[1]]).read_text(encoding="utf-8")
+    return "\n".join(f"{found[1]}/{page}" for page in dict.fromkeys(re.findall(r"\]\(([\w-]+)\.md\)", text)))
+
+
+def _read(_app: Sphinx, page: str, source: list[str]) -> None:
     text = TITLED.sub(r"```{code-block} \1\n:caption: \2\n", source[0])
-    source[0] = UNKNOWN.sub(lambda found: found[0].replace(found[1], "text"), text)
+    text = UNKNOWN.sub(lambda found: found[0].replace(found[1], "text"), text)
+    source[0] = re.sub(r"^(\w+)/\*$", _listed, text, flags=re.MULTILINE) if page == "index" else text
 
 
 def setup(app: Sphinx) -> None:
     """Have pages changed where they are read."""
-    app.connect("source-read", _captions)
+    app.connect("source-read", _read)
