@@ -178,6 +178,17 @@ class BaseHandler(logging.Handler):
         else:
             self._odd(error)
 
+    def _too_late(self, record: logging.LogRecord) -> bool:
+        """Say once that records come after `close`; each is counted as dropped("closed"), or goes to the fallback."""
+        if not lifecycle.exiting() and not lifecycle.on_own_thread():  # at exit that is nobody's mistake
+            self.diagnostics.say(
+                "closed",
+                "records come after this handler was closed (close(), logging.shutdown(), a second dictConfig): they "
+                "are counted as dropped, not stored",
+                every=math.inf,
+            )
+        return BaseHandler.handle(self, record)
+
     def only_count(self, record: logging.LogRecord) -> bool:
         """Count a record as dropped("off") in the place of `handle`; filters work, other handlers may rely on them."""
         if not self.filter(record):
@@ -517,9 +528,10 @@ class BaseHandler(logging.Handler):
     def diagnostics(self) -> Diagnostics:
         """What speaks for this handler."""
         found: Diagnostics | None = self.__dict__.get("_diagnostics")
+        name = self.get_name() or type(self).__name__
         if found is None:
-            name = self.get_name() or type(self).__name__
             found = self.__dict__.setdefault("_diagnostics", Diagnostics(name))
+        found.name = name  # dictConfig gives it after the journal was looked at
         return found
 
     @property
@@ -605,6 +617,8 @@ class BaseHandler(logging.Handler):
         # Each line may be repeated: a SIGTERM in the middle closes again, and must find nothing taken for done.
         filters.report(self.filters, everything=True)  # "12 more were suppressed": records like any other
         self._ended = True
+        if type(self).handle is BaseHandler.handle and self.__dict__.get("handle") in {None, self.__dict__.get("_way")}:
+            self.__dict__["handle"] = self._too_late
         if self._pair is None:  # also of one that a ConfigError left half made
             super().close()
             return

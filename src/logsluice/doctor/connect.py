@@ -79,6 +79,9 @@ _CAUSES = (
      "let sslrootcert name the CA that signed the server's certificate, and host be the name in it"),
     (r"too many clients|connection slots|too many connections",
      "{where} has no connection to spare", "end idle ones, raise max_connections, or put a pooler before it"),
+    (r"unsupported startup parameter",
+     "the pooler at {where} takes no such setting: {said}",
+     "take options= and the like out of the dsn, or name them in ignore_startup_parameters of pgbouncer.ini"),
     (r"starting up|shutting down|recovery mode|not yet accepting", "{where} is {said}", "wait and run doctor again"),
     (r"invalid port number", "the port is no number from 1 to 65535", "correct the port in the dsn"),
     (r"expected authentication request",
@@ -154,6 +157,17 @@ def cause(text: str, given: dict[str, Any]) -> Finding:
             implicit = "" if given.get("host") or "host" in text else " (the dsn names no host)"
             return Finding(FAIL, "connect", what.format(**words) + implicit, step.format(**words))
     return Finding(FAIL, "connect", f"cannot connect: {line}", "correct the dsn, or ask who runs that server")
+
+
+def next_step(error: psycopg.Error) -> str:
+    """Return what to do about an error that ended the checks."""
+    if "statement pooling" in str(error):
+        return "set pool_mode = transaction for this database in pgbouncer.ini: a batch is one transaction"
+    if error.sqlstate == "55P03":
+        return (
+            "end what holds the lock: SELECT pid, query FROM pg_stat_activity WHERE state LIKE 'idle in transaction%';"
+        )
+    return "look into the server's log of this minute, then run doctor again"
 
 
 def _scrub(text: str, given: dict[str, Any]) -> str:

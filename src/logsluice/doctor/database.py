@@ -16,7 +16,7 @@ import psycopg
 from logsluice import schema
 from logsluice.columns import check_table, quote, target_from
 from logsluice.doctor import FAIL, OK, WARN, Finding, record, tables, upkeep
-from logsluice.doctor.connect import Database, connect, reason
+from logsluice.doctor.connect import Database, connect, next_step, reason
 from logsluice.handlers import PostgresHandler
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def check_database(
         yield from _checks(Database(conn, settings, target, now), make)
     except psycopg.Error as error:
         what = f"the checks could not be finished: {reason(error)}"
-        yield Finding(FAIL, "server", what, "look into the server's log of this minute, then run doctor again")
+        yield Finding(FAIL, "server", what, next_step(error))
     finally:
         conn.pgconn.finish()  # not close(): nothing may wait or warn here
 
