@@ -26,11 +26,12 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 import support.pgbouncer
 from logsluice import schema
 from logsluice.cli import main
-from logsluice.devserver import free_port
+from logsluice.devserver import EmbeddedPostgres, free_port
 from support.howto import BLOCK, PAGES, TITLE, Page, Service, environment, rows
 from support.pgbouncer import PgBouncer
 from support.processes import until
 from support.proxy import Proxy
+from support.servers import SETTINGS, create_database, drop_database
 from support.shop import LIMIT, Shop
 
 TEXT = (PAGES / "deploy.md").read_text(encoding="utf-8")
@@ -91,20 +92,38 @@ def get(service, path="/"):
         return None
 
 
-@pytest.fixture
-def installation(own_server, page, tmp_path):
-    made = Installation(own_server.dsn(), tmp_path)
-    admin = conninfo_to_dict(own_server.dsn())
-    with psycopg.connect(own_server.dsn(), autocommit=True) as conn:
+@pytest.fixture(scope="module")
+def server(cluster):
+    with EmbeddedPostgres(template=cluster, settings=SETTINGS) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def template(server, tmp_path_factory):
+    """A database in which the page's first steps were done, once: each test has a copy of it."""
+    folder = tmp_path_factory.mktemp("template")
+    Page("deploy").lay_out(folder)
+    admin = conninfo_to_dict(server.dsn())
+    with psycopg.connect(server.dsn(), autocommit=True) as conn:
+        conn.execute("CREATE DATABASE logs")
         owner, _, create = SHOWN["managed"].replace("'...'", "'owner''s'").split(";")[:3]
         conn.execute(owner)
-        conn.execute(create.replace("DATABASE logs", "DATABASE postgres"))
-    made.sh(
-        ["sh", "roles.sh"], **made.libpq, PGPASSWORD=admin["password"], POSTGRES_USER=admin["user"],
-        POSTGRES_DB=admin["dbname"], WRITER_PASSWORD="writer's",
-    )  # fmt: skip
-    made.sh(COMPOSE["services"]["migrate"]["command"], **made.owner)
-    return made
+        conn.execute(create)
+        made = Installation(server.dsn("logs"), folder)
+        made.sh(
+            ["sh", "roles.sh"], **made.libpq, PGPASSWORD=admin["password"], POSTGRES_USER=admin["user"], POSTGRES_DB="logs",
+            WRITER_PASSWORD="writer's",
+        )  # fmt: skip
+        made.sh(COMPOSE["services"]["migrate"]["command"], **made.owner)
+        yield conn, "logs"
+
+
+@pytest.fixture
+def installation(server, template, page, tmp_path):
+    conn, name = template
+    name = create_database(conn, name)
+    yield Installation(server.dsn(name), tmp_path)
+    drop_database(conn, name)
 
 
 # --- what runs ----------------------------------------------------------------------------------------------------------

@@ -339,6 +339,10 @@ def test_records_are_dropped(section, dsn, said, printed):
         line = printed(query)
         said.shows(section.shown["query"], re.sub(r"  \{.*", "", line))
         assert f"{dropped} records were dropped" in line
+        program.log()
+        assert program.flush()
+        missing = sum(row[-1] for row in program.query(Section("Gaps in seq").sql["gaps"]))
+        assert missing == dropped, "as the page says of gaps"
         out = printed(top)
         said.shows(section.shown["top"], out)
         assert re.search(rf"^ +[\d,]+ +[\d,]+ +{dropped:,} +0 ", out, re.MULTILINE), out
