@@ -175,14 +175,16 @@ class HttpSettings(Settings):
 
     # Where to, and how. Never in a repr: a url and headers may hold secrets.
     url: str = dataclasses.field(default="", repr=False)  # of the endpoint, with its path; user:password@ is Basic
-    format: str | Callable[[list[dict[str, Any]]], bytes] = "ndjson"  # of FORMATS; or records -> body, yours
+    # "json", "otlp", "loki", "elasticsearch", or a callable of yours: the records of a request, as dicts, to its body
+    format: str | Callable[[list[dict[str, Any]]], bytes] = "ndjson"
     names: str = "sluice"  # of the keys of "ndjson", "json" and yours: "sluice", "otel", "ecs", "plain"
     content_type: str | None = None  # None: the format's own
     headers: Mapping[str, str] | None = dataclasses.field(default=None, repr=False)  # of each request, beside our own
     tenant: str | None = None  # Loki's X-Scope-OrgID
 
     # Who asks. A token is read anew when the endpoint refuses it.
-    token: str | Callable[[], str] | None = dataclasses.field(default=None, repr=False)  # or what returns it
+    # the token, or a callable that returns it
+    token: str | Callable[[], str] | None = dataclasses.field(default=None, repr=False)
     token_env: str | None = None  # name of an environment variable that holds it
     token_file: str | None = None  # a file that holds it
     token_header: str = "Authorization"  # noqa: S105 - the header that carries it: "X-API-Key", "DD-API-KEY"

@@ -78,7 +78,7 @@ def _commands(above, below, mark):
             options = " [OPTIONS]" * any(one.option_strings for one in actions)
             yield f"    {full}{options}{positional}\n"
             lines = [(f"`{_spelling(one)}`", cell(_help(one))) for one in actions]
-            yield table(("argument", "meaning"), lines).replace("`{", "`").replace("}`", "`") + "\n"
+            yield table(("argument", "meaning"), lines) + "\n"
         for one in deeper:
             yield from _commands(full, one, f"{mark}#")
 
