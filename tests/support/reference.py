@@ -91,7 +91,7 @@ def _sentence(text):
 def _values(action):
     if action.nargs == 0:
         return ""
-    name = action.metavar or (action.dest.upper() if action.option_strings else action.dest)
+    name = action.metavar or ("VALUE" if action.choices is not None else action.dest.upper())
     return {"?": f"[{name}]", "*": f"[{name} ...]", "+": f"{name} ..."}.get(action.nargs, name)
 
 
