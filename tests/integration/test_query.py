@@ -107,14 +107,16 @@ def rows(conn):
         ('none="" amount!=""', "013"),
         ("attributes~~=AMOUNT", "013"),
         ("attributes.nothing=1", ""),
-        (f"ts={NOW.isoformat()}", "0"),
-        (f"ts>{NOW.isoformat()} until={(NOW + timedelta(seconds=2)).isoformat()}", "1"),
+        ("ts=NOW", "0"),
+        ("ts>NOW until=LATER", "1"),
         ("since=2d", "0123"),
         ("until=2d", ""),
         ("'; DROP TABLE logsluice.logs; --", ""),
     ],
 )  # fmt: skip
 def test_what_filters_find(rows, query, text, found):
+    # Not in the parameters: pytest's processes read the clock at different moments, and would find different tests.
+    text = text.replace("NOW", NOW.isoformat()).replace("LATER", (NOW + timedelta(seconds=2)).isoformat())
     assert "".join(str(record.seq) for record in query.logs(text, newest_first=False)) == found
     assert query.count(text) == (len(found), False)
 
