@@ -221,6 +221,10 @@ def _on_sigterm(number: int, frame: FrameType | None) -> None:
     _wait_for_draining()  # also for those that were being closed, or could not be waited for, when the signal came
     signal.signal(number, signal.SIG_DFL)
     os.kill(os.getpid(), number)
+    if os.getpid() == 1:
+        # The first process of a container: the kernel delivers it no signal whose action is the default one. It would
+        # go on with its handlers closed, until SIGKILL. The status is the one that shells give to an end by a signal.
+        os._exit(128 + number)
 
 
 def park(thing: Any) -> None:

@@ -141,6 +141,19 @@ def test_the_program_stores_as_a_writer_and_stops_in_time(installation, tmp_path
     assert "FAIL" not in ready
 
 
+def test_the_first_process_of_a_container_ends(installation, tmp_path):
+    """The kernel delivers it no signal whose action is the default one: it must not go on with its handlers closed."""
+    port = free_port()
+    command = f"unshare --pid --fork --mount-proc {sys.executable} shop.py"
+    with Service(command, tmp_path, LOGSLUICE_DSN=installation.writer, PORT=str(port)) as service:
+        service.url = f"http://127.0.0.1:{port}"
+        assert until(lambda: get(service) == 200, LIMIT), service.output
+        (first,) = Path(f"/proc/{service.process.pid}/task/{service.process.pid}/children").read_text().split()
+        os.kill(int(first), signal.SIGTERM)
+        assert service.process.wait(LIMIT) == 128 + signal.SIGTERM
+    assert [row["message"] for row in rows(installation.dsn)] == ["started", "order paid"]
+
+
 def test_the_grants_of_the_page_are_those_of_the_program():
     assert SHOWN["grants.sql"].split(";\n")[:-1] == list(schema._grants("logsluice", "shop_writer"))
 
