@@ -484,20 +484,11 @@ def test_f_08_a_killed_worker(dsn, tmp_path, journal, name, start, situation):
         killed("F-08", shop, journal, situation, dsn)
 
 
-# uWSGI forks without the interpreter's lock then: a worker whose master had a thread at work stands still for ever, with
-# us or without. Half a second after the first record our threads are asleep.
-ASLEEP = (
-    'log.info("application loaded")\n',
-    'log.info("application loaded")\n__import__("threading").Event().wait(0.5)\n',
-)
-
-
 def test_f_10_uwsgi_without_pythons_fork_hooks(dsn, uwsgi_folder, journal):
     """A worker finds out at its first record that it is another process; it has the journal of its own then."""
-    hookless = ("py-call-uwsgi-fork-hooks = true\n", "")
     situation = "uWSGI without Python's fork hooks, 2 processes, SIGTERM"
     test = test_howto_web.test_uwsgi_with_the_application_loaded_before_the_fork
-    test(dsn, uwsgi_folder, situation, [hookless, ASLEEP])
+    test(dsn, uwsgi_folder, situation, test_howto_web.HOOKLESS)
     journal.finish("F-10", dsn, note=situation)
 
 
