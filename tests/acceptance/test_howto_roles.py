@@ -103,8 +103,8 @@ def changes_nothing(dsn, ops):
         names = {name.removeprefix("logsluice.") for name, _ in tables}
         assert {"logs", "refund", "spans", "dead_letter", "hold", "version"} < names
         assert sum(name.startswith(("logs_2", "refund_2")) for name in names) == 6, "partitions are tried, too"
-        for name, column in tables:
-            for what in (f"UPDATE {name} SET {column} = {column}", f"DELETE FROM {name}", f"TRUNCATE {name}"):
+        for name, column in tables:  # NULL: a column that is read would ask for SELECT, which it has not either
+            for what in (f"UPDATE {name} SET {column} = NULL", f"DELETE FROM {name}", f"TRUNCATE {name}"):
                 if name == "logsluice.stream" and what.startswith("UPDATE"):
                     continue
                 with pytest.raises(psycopg.errors.InsufficientPrivilege):
