@@ -32,7 +32,7 @@ BEGIN
             EXECUTE format('CREATE ROLE %I NOLOGIN', name);
         END IF;
     END LOOP;
-    IF NOT pg_has_role(admin, 'MEMBER') THEN  -- else we may give it nothing, and nothing of it afterwards
+    IF NOT pg_has_role(admin, 'USAGE') THEN  -- whoever made a role may not act as it yet, from PostgreSQL 16 on
         EXECUTE format('GRANT %I TO CURRENT_USER', admin);
     END IF;
 

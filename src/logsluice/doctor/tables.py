@@ -84,8 +84,9 @@ def _default(database: Database, parts: list[partitions.Partition]) -> Iterator[
         logs = database.table("logs")
         what = f"{part.full_name} is a DEFAULT partition: {holds}; with one, retention cannot detach any"
         make = f"SELECT {database.table('make_partitions')}(min(ts), max(ts)) FROM {part.full_name} HAVING count(*) > 0"
+        # With a limit: DETACH waits for readers, and writers wait behind it.
         step = (
-            f"BEGIN; ALTER TABLE {logs} DETACH PARTITION {part.full_name}; {make}; "
+            f"BEGIN; SET LOCAL lock_timeout = '2s'; ALTER TABLE {logs} DETACH PARTITION {part.full_name}; {make}; "
             f"INSERT INTO {logs} SELECT * FROM {part.full_name}; DROP TABLE {part.full_name}; COMMIT;"
         )
         yield Finding(WARN, "partition", what, step)
