@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 import psycopg
 
 from logsluice import archive, maintenance, partitions
-from logsluice.archive import Archive, Source, manifest, rows
+from logsluice.archive import Archive, manifest, rows
 from logsluice.archive.places import told
+from logsluice.archive.source import Source, absent, columns_of, days, key_of, names, of_partition, words
 from logsluice.columns import quote
 from logsluice.errors import ConfigError, LogsluiceError
 
@@ -40,11 +41,11 @@ def sources(
     Without `table`: of all tables of logs. Dead letters must be named.
     """
     found = maintenance.tables(conn, schema)
-    names = [one.name for one in found]
+    known = [one.name for one in found]
     if table == "dead_letter":
         yield from _days(conn, schema, table, since, until)
-    elif table is not None and table not in names:
-        raise LogsluiceError(f"{table!r} is no table of logs in schema {schema!r}: {', '.join(names)}, dead_letter are")
+    elif table is not None and table not in known:
+        raise LogsluiceError(f"{table!r} is no table of logs in schema {schema!r}: {', '.join(known)}, dead_letter are")
     for one in found:
         if table in {None, one.name}:
             yield from _of(conn, schema, one, since, until)
@@ -59,15 +60,15 @@ def _of(
     for part in partitions.listed(conn, schema, table.name):
         late = since is None or (part.upper is not None and part.upper > since)
         if late and part.upper is not None and part.upper <= until:
-            yield archive.of_partition(schema, table.name, part)
+            yield of_partition(schema, table.name, part)
 
 
 def _days(
     conn: psycopg.Connection[Any], schema: str, table: str, since: datetime | None, until: datetime
 ) -> Iterator[Source]:
     name = f"{quote(schema)}.{quote(table)}"
-    clock = quote(archive.KEYS.get(table, ("ts",))[0])
-    for first, end in archive.days(conn, name, clock, since, until):
+    clock = quote(key_of(table)[0])
+    for first, end in days(conn, name, clock, since, until):
         if end <= until:
             where = f"{clock} >= '{first.isoformat()}' AND {clock} < '{end.isoformat()}'"
             yield Source(schema, table, name, table, first, end, where)
@@ -153,20 +154,19 @@ class Restore:
         if partitioned:
             self._partitions(one)
         with self.conn.transaction():
-            archive.words(self.conn)
+            words(self.conn)
             # Two restores of one file at once would both find its rows missing.
             lock = "SELECT pg_advisory_xact_lock(hashtextextended(%s::text, 0))"
             self.conn.execute(lock, [f"logsluice restore {target}"], prepare=False)
-            names = ", ".join(quote(column.name) for column in one.columns)
-            self._stage(one, target, names, progress)
+            columns = names(one.columns)
+            self._stage(one, target, columns, progress)
             during, values = self._during(one)
             wanted = self.conn.execute(
                 f"SELECT count(*) FROM {_STAGE} WHERE {during}", values, prepare=False
             ).fetchone()
-            key = archive.KEYS.get(one.table, ("ts", "stream", "seq"))
-            insert = f"INSERT INTO {target} ({names}) SELECT {names} FROM {_STAGE} WHERE "
-            absent = f" AND {archive.absent(_STAGE, target, one.columns, key)}"
-            query = insert.replace("%", "%%") + during + absent.replace("%", "%%")
+            insert = f"INSERT INTO {target} ({columns}) SELECT {columns} FROM {_STAGE} WHERE "
+            lacking = f" AND {absent(_STAGE, target, one.columns, key_of(one.table))}"
+            query = insert.replace("%", "%%") + during + lacking.replace("%", "%%")
             stored = self.conn.execute(query, values, prepare=False).rowcount
         return Restored(one, wanted[0] if wanted is not None else 0, stored)
 
@@ -174,8 +174,7 @@ class Restore:
         """Read a file to its end; yield of each row whether it lies in the time that was asked for."""
         number = [column.name for column in one.columns].index(one.clock)
         edges = [None if edge is None else round(edge.timestamp() * 1_000_000) for edge in (self.since, self.until)]
-        for line in archive.read(self.place, one):
-            progress(1)
+        for line in archive.read(self.place, one, progress):
             when = rows.micros(line.split(b"\t")[number].rstrip(b"\n").decode())
             yield when is None or ((edges[0] is None or when >= edges[0]) and (edges[1] is None or when < edges[1]))
 
@@ -196,9 +195,7 @@ class Restore:
                 self._make(one, name)
         elif table not in self._tables and table != "dead_letter":
             raise LogsluiceError(f"there is no table {name} of logs: make it (logsluice migrate), or say --into TABLE")
-        lacking = {column.name for column in one.columns} - {
-            column.name for column in archive.columns_of(self.conn, name)
-        }
+        lacking = {column.name for column in one.columns} - {column.name for column in columns_of(self.conn, name)}
         if lacking:
             raise LogsluiceError(f"{name} has no column {', '.join(sorted(lacking))}: restore it --into another table")
         return name, table in self._tables and self._tables[table].partitioned
@@ -233,15 +230,17 @@ class Restore:
                 ) from None
             raise
 
-    def _stage(self, one: Manifest, target: str, names: str, progress: Callable[[int], None]) -> None:
+    def _stage(self, one: Manifest, target: str, columns: str, progress: Callable[[int], None]) -> None:
         """Load all rows into a table of this transaction, with the target's types; raises unless each is as it was."""
         self.conn.execute(
-            f"CREATE TEMP TABLE {_STAGE} ON COMMIT DROP AS SELECT {names} FROM {target} LIMIT 0", prepare=False
+            f"CREATE TEMP TABLE {_STAGE} ON COMMIT DROP AS SELECT {columns} FROM {target} LIMIT 0", prepare=False
         )
-        with self.conn.cursor() as cursor, cursor.copy(f"COPY {_STAGE} ({names}) FROM STDIN (ENCODING 'UTF8')") as copy:
-            for line in archive.read(self.place, one):
+        with (
+            self.conn.cursor() as cursor,
+            cursor.copy(f"COPY {_STAGE} ({columns}) FROM STDIN (ENCODING 'UTF8')") as copy,
+        ):
+            for line in archive.read(self.place, one, progress):
                 copy.write(line)
-                progress(1)
         self.conn.execute(f"ANALYZE {_STAGE}", prepare=False)
 
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import psycopg
 
 from logsluice import archive, crashpoints, holds, partitions, retention
+from logsluice.archive.source import Source, days, key_of, of_partition
 from logsluice.columns import quote
 
 if TYPE_CHECKING:
@@ -139,11 +140,11 @@ class Job:
     def _archived(self, due: Due, store: archive.Archive) -> Iterator[tuple[int, int]]:
         """As `sweep`: each day's rows go to files of their own, so many in a transaction as a file gets."""
         name = due.name
-        clock = quote(archive.KEYS.get(due.table, ("ts",))[0])
+        clock = quote(key_of(due.table)[0])
         label = name.partition('"."')[2].removesuffix('"')
         span = f"{clock} >= %s::timestamptz AND {clock} < %s::timestamptz"
-        for first, end in archive.days(self.conn, name, clock, None, due.ends):
-            source = archive.Source(self.schema, due.table, name, label, first, end, whole=False)
+        for first, end in days(self.conn, name, clock, None, due.ends):
+            source = Source(self.schema, due.table, name, label, first, end, whole=False)
             chosen = f"SELECT ctid FROM ONLY {name} WHERE {span} AND {due.where} LIMIT {archive.CHUNK}"
             number = archive.CHUNK
             while number >= archive.CHUNK and not self.stop():
@@ -227,7 +228,7 @@ class Pruning:
         """Drop a partition; with an archive only when all of it is there, what came in while it was written, too."""
         run, before = self.run, None
         if run.store is not None:
-            source, store = archive.of_partition(run.schema, self.table.name, part), run.store.whole
+            source, store = of_partition(run.schema, self.table.name, part), run.store.whole
             store(source)
             before = functools.partial(store, source, locked=True)
         partitions.drop(run.conn, run.schema, part, table=self.table.name, before=before)

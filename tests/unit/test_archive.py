@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import itertools
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 
 from logsluice import archive, retention
 from logsluice.archive import ArchiveError, Settings, manifest, places, rows
+from logsluice.cli import progress
 from logsluice.errors import ConfigError
 
 COLUMNS = [rows.Column(name, name) for name in ("text", *rows.KINDS)]
@@ -137,3 +139,22 @@ def test_a_manifest_of_another_format(tmp_path):
         manifest.load(place, "x.manifest.json")
     with pytest.raises(ArchiveError, match="ends in"):
         manifest.manifest_path("x.csv")
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+@pytest.mark.parametrize("rich", [True, False])
+def test_a_bar_is_for_terminals_alone(monkeypatch, rich):
+    if not rich:
+        monkeypatch.setitem(sys.modules, "rich.console", None)  # as if it were not installed
+    for stream in (Terminal(), io.StringIO()):
+        monkeypatch.setattr(sys, "stderr", stream)
+        with progress.shown("lo[gs]\x1b[2J", 10) as told:
+            told(7)
+            told(3)
+        assert ("lo[gs]" in stream.getvalue()) == stream.isatty()
+        assert "\x1b[2J" not in stream.getvalue()
+    assert stream.getvalue() == ""

@@ -27,7 +27,6 @@ import importlib.util
 import secrets
 from collections import Counter
 from dataclasses import dataclass, field
-from datetime import timedelta, timezone
 from typing import IO, TYPE_CHECKING, Any
 
 import psycopg
@@ -36,24 +35,22 @@ from logsluice import crashpoints, decoding
 from logsluice.archive import manifest, places, rows
 from logsluice.archive.manifest import Manifest
 from logsluice.archive.places import ArchiveError, encoded, told
-from logsluice.columns import quote
+from logsluice.archive.source import absent, columns_of, names, words
 from logsluice.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
-    from datetime import datetime
 
-    from logsluice.partitions import Partition
+    from logsluice.archive.source import Source
 
-__all__ = ["Archive", "ArchiveError", "Manifest", "Settings", "Source"]
+__all__ = ["Archive", "ArchiveError", "Manifest", "Settings"]
 
 FORMATS = ("parquet", "jsonl")
 BATCH_ROWS = 20_000  # a row group: large enough to compress well, some 40 MB as Python's texts
 BATCH_BYTES = 16 << 20  # of one: records may have 4 MiB each
 # Rows that one DELETE sends: a file and a transaction of some seconds. Each begins its search at the beginning again.
 CHUNK = 100_000
-KEYS = {"dead_letter": ("at", "stream", "position")}
-_KEY = ("ts", "stream", "seq")
+_TELL = 1000  # rows; drawing a bar costs as much as some of them
 _STAGE = "logsluice_archived"  # a table of the transaction
 
 
@@ -86,74 +83,9 @@ class Settings:
         return settings
 
 
-@dataclass(frozen=True)
-class Source:
-    """Rows of one table that belong together: those of a partition, or of a day."""
-
-    schema: str
-    table: str
-    name: str  # quoted, with its schema: what is read
-    label: str  # what the file's name begins with
-    starts: datetime | None  # its rows have starts <= time < ends
-    ends: datetime | None
-    where: str = "true"  # SQL
-    whole: bool = True  # all rows of its time, as far as the database has them
-
-    @property
-    def key(self) -> tuple[str, str, str]:
-        """The columns that tell a row from all others; the first is its time."""
-        return KEYS.get(self.table, _KEY)
-
-    @property
-    def folder(self) -> str:
-        """The path of the folder: DuckDB and others read `date` from it."""
-        day = "beginning" if self.starts is None else f"{self.starts:%Y-%m-%d}"
-        return f"{encoded(self.schema)}/{encoded(self.table)}/date={day}"
-
-
-def of_partition(schema: str, table: str, part: Partition) -> Source:
-    """Return the rows of a partition, attached or not."""
-    return Source(schema, table, part.full_name, part.name, part.lower, part.upper)
-
-
 def format_module(name: str) -> Any:
     """Return the module that writes and reads a format. Raises `ConfigError` where its package is missing."""
     return importlib.import_module("logsluice.archive." + {"parquet": "parquet", "jsonl": "jsonlines"}[name])
-
-
-def days(
-    conn: psycopg.Connection[Any], name: str, clock: str, starts: datetime | None, ends: datetime
-) -> Iterator[tuple[datetime, datetime]]:
-    """Yield the days (UTC) of a table that have rows with starts <= time < ends; `clock`: its quoted column of time."""
-    while True:
-        query = f"SELECT min({clock}) FROM ONLY {name} WHERE %s::timestamptz IS NULL OR {clock} >= %s::timestamptz"
-        row = conn.execute(query, [starts, starts], prepare=False).fetchone()  # by the index on it
-        if row is None or row[0] is None or row[0] >= ends:
-            return
-        first = row[0].astimezone(timezone.utc).replace(hour=0, minute=0, second=0, microsecond=0)
-        starts = first + timedelta(days=1)
-        yield first, starts
-
-
-def columns_of(conn: psycopg.Connection[Any], name: str) -> tuple[rows.Column, ...]:
-    """Return the columns of a table, of its quoted name."""
-    found = conn.execute(
-        "SELECT attname::text, format_type(atttypid, NULL) FROM pg_attribute "
-        "WHERE attrelid = %s::regclass AND attnum > 0 AND NOT attisdropped ORDER BY attnum",
-        [name],
-        prepare=False,
-    ).fetchall()
-    return tuple(rows.Column(*row) for row in found)
-
-
-def words(conn: psycopg.Connection[Any]) -> None:
-    """Have the server's texts be the same everywhere, in this transaction; and a scan begin where the table does."""
-    conn.execute(
-        "SET LOCAL search_path = pg_catalog, pg_temp; SET LOCAL timezone = 'UTC'; SET LOCAL datestyle = 'ISO'; "
-        "SET LOCAL intervalstyle = 'postgres'; SET LOCAL extra_float_digits = 1; SET LOCAL bytea_output = 'hex'; "
-        "SET LOCAL synchronize_seqscans = off",
-        prepare=False,
-    )
 
 
 @dataclass
@@ -240,7 +172,7 @@ class Archive:
                 if any(self._is_sound(one) for one in same):
                     return
                 where = self._without(source, columns, known)
-            self._write(source, columns, f"SELECT {_names(columns)} FROM ONLY {source.name} WHERE {where}")
+            self._write(source, columns, f"SELECT {names(columns)} FROM ONLY {source.name} WHERE {where}")
 
     def deleted(
         self, source: Source, delete: str, values: Sequence[Any], rule: str, its: Sequence[Any]
@@ -253,7 +185,7 @@ class Archive:
         words(self._conn)
         columns = columns_of(self._conn, source.name)
         cursor = psycopg.ClientCursor(self._conn)  # COPY takes no parameters
-        query = cursor.mogrify(f"{delete} RETURNING {rule}, {_names(columns).replace('%', '%%')}", [*values, *its])
+        query = cursor.mogrify(f"{delete} RETURNING {rule}, {names(columns).replace('%', '%%')}", [*values, *its])
         return self._write(source, columns, query, ruled=True)
 
     # --- what is there ---
@@ -261,8 +193,8 @@ class Archive:
     def _known(self, source: Source) -> list[Manifest]:
         """Return the files of this source's folder that hold all rows of a time; those of other rules never do."""
         with told("the archive cannot be listed"):
-            names = self._place.names(source.folder)
-        paths = [f"{source.folder}/{name}" for name in names if name.endswith(manifest.ENDING)]
+            there = self._place.names(source.folder)
+        paths = [f"{source.folder}/{name}" for name in there if name.endswith(manifest.ENDING)]
         found = [manifest.load(self._place, path) for path in paths]
         return [one for one in found if one.partition is not None and one.overlaps(source.starts, source.ends)]
 
@@ -279,20 +211,20 @@ class Archive:
     def _scan(self, source: Source, columns: Sequence[rows.Column]) -> rows.Sum:
         """Return number and checksum of the rows as they are in the database."""
         found = rows.Sum()
-        for line in self._sent(f"SELECT {_names(columns)} FROM ONLY {source.name} WHERE {source.where}"):
+        for line in self._sent(f"SELECT {names(columns)} FROM ONLY {source.name} WHERE {source.where}"):
             found.add(line)
         return found
 
     def _without(self, source: Source, columns: Sequence[rows.Column], known: Sequence[Manifest]) -> str:
         """Return SQL of the rows that these files lack: they are loaded into a table of this session, and compared."""
-        names, conn = _names(columns), self._conn
-        like = f"SELECT {names} FROM ONLY {source.name} LIMIT 0"
+        every, conn = names(columns), self._conn
+        like = f"SELECT {every} FROM ONLY {source.name} LIMIT 0"
         conn.execute(f"CREATE TEMP TABLE {_STAGE} ON COMMIT DROP AS {like}", prepare=False)
         for one in known:
             if self._is_sound(one):
                 with (
                     conn.cursor() as cursor,
-                    cursor.copy(f"COPY {_STAGE} ({names}) FROM STDIN (ENCODING 'UTF8')") as copy,
+                    cursor.copy(f"COPY {_STAGE} ({every}) FROM STDIN (ENCODING 'UTF8')") as copy,
                 ):
                     for line in read(self._place, one):
                         copy.write(line)
@@ -385,24 +317,19 @@ class Archive:
         self.written.append(made)
 
 
-def _names(columns: Sequence[rows.Column]) -> str:
-    return ", ".join(quote(column.name) for column in columns)
+def read(place: places.Place, one: Manifest, progress: Callable[[int], None] = lambda _rows: None) -> Iterator[bytes]:
+    """
+    Yield the rows of a file as lines of COPY text. Raises `ArchiveError` at its end if they are not as they were.
 
-
-def absent(source: str, other: str, columns: Sequence[rows.Column], key: Sequence[str]) -> str:
-    """Return SQL that is true for rows of `source` that `other` has not: by their key, and then by all they say."""
-    own, its = (", ".join(f"{name}.{quote(column.name)}" for column in columns) for name in (source, "found"))
-    keys = " AND ".join(f"found.{quote(name)} = {source}.{quote(name)}" for name in key)
-    return f"NOT EXISTS (SELECT FROM {other} AS found WHERE {keys} AND ROW({its})::text = ROW({own})::text)"
-
-
-def read(place: places.Place, one: Manifest) -> Iterator[bytes]:
-    """Yield the rows of a file as lines of COPY text. Raises `ArchiveError` at its end if they are not as they were."""
+    `progress` is told of rows that were read, by the thousand.
+    """
     module, found = format_module(one.format), rows.Sum()
     with told(f"{one.path} cannot be read"), place.open(one.path) as file:
         for texts in module.read(file, one.columns):
             line = rows.line(texts)
             found.add(line)
+            if found.rows % _TELL == 0:
+                progress(_TELL)
             yield line
     if (found.rows, found.checksum) != (one.rows, one.checksum):
         raise ArchiveError(

@@ -75,7 +75,7 @@ def read(file: IO[bytes], columns: Sequence[Column]) -> Iterator[list[str | None
     kinds = [rows.kind(column) for column in columns]
     stored = pq.ParquetFile(file)
     for number in range(stored.num_row_groups):
-        group = stored.read_row_group(number)
+        group = stored.read_row_group(number, use_threads=False)  # no threads in a program that may fork
         found = []
         for column, kind in zip(columns, kinds, strict=True):
             values = group.column(column.name)
