@@ -118,7 +118,7 @@ def manifests(place: Place, path: str | None) -> list[Manifest]:
     with told("the archive cannot be listed"):
         paths = [one for one in place.find() if one.endswith(manifest.ENDING)] if path is None else []
     found = [manifest.load(place, one) for one in ([manifest.manifest_path(path)] if path is not None else paths)]
-    return sorted(found, key=lambda one: (one.table, one.starts or "", one.file))
+    return sorted(found, key=lambda one: (str(one.table), str(one.starts or ""), one.file))
 
 
 @dataclass

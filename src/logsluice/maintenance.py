@@ -141,6 +141,8 @@ class _Run(Job):
         """Tell a failure and go on, unless the connection is lost with it."""
         try:
             yield
+        except archives.StoppedError:
+            pass  # as everywhere when a run is stopped: the next one goes on
         except (psycopg.Error, LogsluiceError) as error:
             if self.conn.closed or isinstance(error, ConfigError):
                 raise

@@ -276,7 +276,7 @@ def test_it_can_be_stopped_and_nothing_is_dropped(conn, now, target):
         asked.append(1)
         return bool(conn.info.transaction_status)
 
-    run(conn, {"*": "30d"}, now, target, stop=stop)
+    assert run(conn, {"*": "30d"}, now, target, stop=stop).skipped == []
     assert messages(conn) == ["old"]
     assert len(asked) > 1
     assert names(target) == []
@@ -393,6 +393,8 @@ def test_one_at_a_time(archived, dsn, capsys):
         (["restore", "/nowhere"], "no archive of that table and time"),
         (["restore", "/nowhere/x.parquet"], "cannot be read"),
         (["archive", "."], "is no table of logs"),
+        (["archive", "~nobody-here"], "is no directory"),
+        (["restore", ""], "is a directory's path or a URL"),
     ],
 )
 def test_what_is_wrong_is_said(dsn, argv, message, capsys):

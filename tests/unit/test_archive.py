@@ -127,10 +127,32 @@ def test_a_url_is_shown_without_its_password():
     assert places.shown("ftp://user:secret@host/logs") == "ftp://host/logs"
 
 
+WHOLE = {
+    "schema": "logsluice", "table": "logs", "partition": "logs_1", "starts": None, "ends": None, "clock": "ts", "rows": 1,
+    "checksum": "0", "first": None, "last": None, "columns": [{"name": "ts", "type": "text"}], "format": "csv",
+    "file": "x.csv", "bytes": 1, "sha256": "", "logsluice": "0", "format_version": 1,
+}  # fmt: skip
+
+
+def test_what_a_manifest_says_is_not_believed(tmp_path):
+    (tmp_path / "x.manifest.json").write_text(json.dumps(WHOLE))
+    (tmp_path / "x.csv").write_text("x")
+    place = places.place_of(str(tmp_path))
+    one = manifest.load(place, "x.manifest.json")
+    with pytest.raises(ArchiveError, match="damaged"):
+        manifest.check(place, one)
+    with pytest.raises(ArchiveError, match="KeyError"):
+        archive.verify(place, one)
+
+
 def test_a_manifest_of_another_format(tmp_path):
     place = places.place_of(f"file://{tmp_path}")
     for text, message in (("{}", "KeyError"), ("no", "JSONDecodeError"), ('{"format_version": 2}', "later one")):
         (tmp_path / "x.manifest.json").write_text(text)
+        with pytest.raises(ArchiveError, match=message):
+            manifest.load(place, "x.manifest.json")
+    for changes, message in (({"format": 1, "first": 7}, "TypeError"), ({"clock": "at"}, "no column 'at'")):
+        (tmp_path / "x.manifest.json").write_text(json.dumps({**WHOLE, **changes}))
         with pytest.raises(ArchiveError, match=message):
             manifest.load(place, "x.manifest.json")
     values = {"format_version": 1, "file": "../x.parquet"}

@@ -323,9 +323,9 @@ def read(place: places.Place, one: Manifest, progress: Callable[[int], None] = l
 
     `progress` is told of rows that were read, by the thousand.
     """
-    module, found = format_module(one.format), rows.Sum()
+    found = rows.Sum()
     with told(f"{one.path} cannot be read"), place.open(one.path) as file:
-        for texts in module.read(file, one.columns):
+        for texts in format_module(one.format).read(file, one.columns):
             line = rows.line(texts)
             found.add(line)
             if found.rows % _TELL == 0:

@@ -94,7 +94,11 @@ def load(place: Place, path: str) -> Manifest:
         if "/" in values["file"]:
             raise ArchiveError(f"{path}: {values['file']!r} is not beside it")
         values["columns"] = tuple(Column(one["name"], one["type"]) for one in values["columns"])
-        return Manifest(folder=path.rpartition("/")[0], **values)
+        found = Manifest(folder=path.rpartition("/")[0], **values)
+        found.span()
+        if not {found.clock} <= {column.name for column in found.columns}:
+            raise ArchiveError(f"{path}: there is no column {found.clock!r}")
+        return found
 
 
 def digest(place: Place, path: str) -> tuple[int, str]:

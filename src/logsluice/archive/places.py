@@ -107,7 +107,8 @@ class Remote:
     def create(self, path: str) -> Iterator[IO[bytes]]:
         """As `Place.create`."""
         full = self._full(path)
-        self._fs.makedirs(full.rpartition("/")[0], exist_ok=True)  # nothing where there are no folders
+        if not self._fs.async_impl:  # those are services without folders: S3's would make a bucket of a misspelt name
+            self._fs.makedirs(full.rpartition("/")[0], exist_ok=True)
         with self._fs.open(full, "wb") as file:
             yield file
 
@@ -145,7 +146,12 @@ def place_of(target: str) -> Place:
         raise ConfigError(f"an archive is a directory's path or a URL such as s3://bucket/logs, got {target!r}")
     if target.startswith("file://"):
         target = target.removeprefix("file://")
-    return Remote(target) if "://" in target else Directory(Path(target).expanduser())
+    if "://" in target:
+        return Remote(target)
+    try:
+        return Directory(Path(target).expanduser())
+    except RuntimeError as error:  # "~nobody"
+        raise ConfigError(f"{target!r} is no directory: {error}") from None
 
 
 def shown(target: str) -> str:

@@ -40,8 +40,9 @@ def run(args: argparse.Namespace) -> int:
     """Restore file by file; 1 when one could not be, or there is none."""
     folder, path = args.source, None
     if args.source.endswith(_FILES):
-        folder, _, path = args.source.rpartition("/")
-    place = places.place_of(folder or ("/" if args.source.startswith("/") else "."))
+        folder, slash, path = args.source.rpartition("/")
+        folder = folder or slash or "."
+    place = places.place_of(folder)
     found = [one for one in archiving.manifests(place, path) if args.table in {None, one.table}]
     found = [one for one in found if one.overlaps(args.since, args.until)]
     if not found:
