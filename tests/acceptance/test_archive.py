@@ -118,9 +118,9 @@ def test_it_is_ended_while_it_writes(how, dsn, conn, now, target, tmp_path):
     assert set(archived(target)) == everything
 
 
-def test_a_writer_stores_into_what_is_being_archived(dsn, conn, now, target):
+def test_a_writer_stores_into_what_is_being_archived(dsn, conn, now, target, monkeypatch):
     """Late records into partitions that are read, detached and dropped meanwhile: each once, in the table or in a file."""
-    ended = threading.Event()
+    ended, drop = threading.Event(), partitions.drop
     created = (now - 40 * DAY).timestamp()
     with Shop(dsn) as shop:
 
@@ -136,33 +136,37 @@ def test_a_writer_stores_into_what_is_being_archived(dsn, conn, now, target):
                     shop.logger.handle(record)
                 shop.flush()
 
+        def drop_later(*given, **options):
+            """Once the writer has stored more, after the file was written and before the partition is detached."""
+            stored = shop.stats.stored
+            assert until(lambda: shop.stats.stored > stored + 20, LIMIT)
+            drop(*given, **options)
+
+        monkeypatch.setattr(partitions, "drop", drop_later)
         with ThreadPoolExecutor(1) as pool:
             writing = pool.submit(log)
             try:
-                settings = Settings(str(target), "jsonl")
-                went = 0
-                for _ in range(200):
-                    report = maintenance.run(conn, rules={"*": 30 * 86_400.0}, now=now, archive=settings)
+                went = []
+                for _ in range(5):
+                    assert until(
+                        lambda: any(part.upper < now - 30 * DAY for part in partitions.listed(conn, "logsluice")), LIMIT
+                    )
+                    report = maintenance.run(
+                        conn, rules={"*": 30 * 86_400.0}, now=now, archive=Settings(str(target), "jsonl")
+                    )
                     assert report.skipped == []
-                    went += sum(len(one.partitions) for one in report.gone)
-                    if went >= 5 and late(target):
-                        break
+                    went += [name for one in report.gone for name in one.partitions]
             finally:
                 ended.set()
             writing.result(LIMIT)
         assert shop.flush()
         stats = shop.stats
-    assert went >= 5
-    assert late(target), "rows came between a partition's file and its drop: what is tried here did happen"
+    assert len(went) >= 5
+    parts = Counter((one.partition, one.starts) for one in archiving.manifests(places.place_of(str(target)), None))
+    assert max(parts.values()) > 1, "late rows have a file of their own"
     assert (stats.dropped, stats.dead, stats.offered) == (0, 0, len(shop.given))
     found = Counter(text for text in messages(conn) + archived(target) if text.startswith("tid="))
     assert found == Counter(message(tid) for tid in shop.given)
-
-
-def late(target):
-    """Whether a partition has two files: the second is of what came in after it was read."""
-    found = Counter((one.partition, one.starts) for one in archiving.manifests(places.place_of(str(target)), None))
-    return max(found.values(), default=0) > 1
 
 
 @pytest.mark.parametrize(("form", "reader"), [("parquet", "read_parquet"), ("jsonl", "read_json")])

@@ -221,8 +221,7 @@ def test_a_row_that_comes_after_its_partition_was_archived(conn, dsn, now, targe
     assert (messages(conn), len(files(target))) == ([], 2), "two files hold the partition: no third"
 
 
-@FORMATS
-def test_rows_of_finer_rules_and_dead_letters(conn, now, target, monkeypatch, form):
+def test_rows_of_finer_rules_and_dead_letters(conn, now, target, monkeypatch):
     monkeypatch.setattr(archive, "CHUNK", 3)
     for number in range(7):
         put(conn, now - 5 * DAY, f"debug {number}", number, 10)
@@ -237,7 +236,7 @@ def test_rows_of_finer_rules_and_dead_letters(conn, now, target, monkeypatch, fo
         [json.dumps({"message": "debug 6"})],
     )
     before = rows(conn), rows(conn, "dead_letter")
-    report = run(conn, {"DEBUG": "2d", "log_type=100% odd": "3d", "dead_letter": "3d"}, now, target, form=form)
+    report = run(conn, {"DEBUG": "2d", "log_type=100% odd": "3d", "dead_letter": "3d"}, now, target)
     assert report.skipped == []
     went = {one.rule: one.rows for one in report.gone if one.table in {"logs", "dead_letter"}}
     assert went == {"DEBUG": 6, "log_type=100% odd": 1, "dead_letter": 0}, (
@@ -246,7 +245,7 @@ def test_rows_of_finer_rules_and_dead_letters(conn, now, target, monkeypatch, fo
     assert messages(conn) == ["debug 6", "info"]
     assert sorted(one.rows for one in files(target)) == [1, 3, 3]
     conn.execute("DELETE FROM logsluice.hold")
-    run(conn, {"DEBUG": "2d", "dead_letter": "3d"}, now, target, form=form)
+    run(conn, {"DEBUG": "2d", "dead_letter": "3d"}, now, target)
     assert rows(conn, "dead_letter") == []
     assert sum(restore(conn, target)) == 9
     assert (rows(conn), rows(conn, "dead_letter")) == before

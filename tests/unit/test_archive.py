@@ -35,7 +35,7 @@ ROWS = st.lists(st.tuples(*(st.none() | MEANT[column.name] for column in COLUMNS
 
 
 @pytest.mark.parametrize("form", archive.FORMATS)
-@settings(max_examples=40)
+@settings(max_examples=25)
 @given(batch=ROWS)
 def test_texts_come_back(form, batch):
     module, file = archive.format_module(form), io.BytesIO()

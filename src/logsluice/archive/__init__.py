@@ -269,24 +269,24 @@ class Archive:
         return draft.rules
 
     def _fill(self, file: IO[bytes], draft: _Draft, query: str, *, ruled: bool) -> None:
-        writer = self._format.Writer(file, draft.columns)
         batch: list[list[str | None]] = []
         size = 0
-        for sent in self._sent(query):
-            line = sent
-            if ruled:
-                rule, _, line = sent.partition(b"\t")
-                draft.rules[int(rule)] += 1
-            batch.append(draft.saw(line))
-            size += len(line)
-            if len(batch) == BATCH_ROWS or size >= BATCH_BYTES:
+        # Closed also when it fails: a gzip file that nobody closed writes its end when it is collected.
+        with contextlib.closing(self._format.Writer(file, draft.columns)) as writer:
+            for sent in self._sent(query):
+                line = sent
+                if ruled:
+                    rule, _, line = sent.partition(b"\t")
+                    draft.rules[int(rule)] += 1
+                batch.append(draft.saw(line))
+                size += len(line)
+                if len(batch) == BATCH_ROWS or size >= BATCH_BYTES:
+                    writer.write(batch)
+                    self._progress(len(batch))
+                    batch, size = [], 0
+            if batch:
                 writer.write(batch)
                 self._progress(len(batch))
-                batch, size = [], 0
-        if batch:
-            writer.write(batch)
-            self._progress(len(batch))
-        writer.close()
 
     def _finish(self, source: Source, draft: _Draft, working: str) -> None:
         """Read the file back, give it its name and its manifest: rule 1."""
