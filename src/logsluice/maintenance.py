@@ -11,8 +11,8 @@ Rules, each against an accident:
 4. What a hold (holds.py) keeps is not touched; a partition in which it keeps a row is not dropped.
 5. `now` is given. The clock of the server decides about nothing.
 6. One at a time for each schema: a lock of the session, which a killed maintainer gives back by dying.
-7. With an archive nothing goes that is not in it, verified (archive/). Watermarks do not go there: they are no records.
-8. Only tables that logsluice made: a partition that somebody detached by hand to keep it is no table of ours.
+7. Only tables that logsluice made: a partition that somebody detached by hand to keep it is no table of ours.
+8. With an archive nothing goes that is not in it, verified (archive/). Watermarks do not go there: they are no records.
 
 A row that is due is kept for a day more at most, for what is deleted with its whole partition.
 """
@@ -60,8 +60,9 @@ def run(
 
     `rules`: see `retention.rules_from`. `width`: of partitions made ahead; None: that of the newest. `dry_run`: nothing
     is changed, rows are counted. `archive`: where rows go before they are dropped or deleted; what cannot be written
-    there stays. `stop` is asked between two steps. Blocks for as long as it takes: seconds, or minutes
-    where rules are finer than tables, which read what they are about. Raises `ConfigError` for a pooler, psycopg's
+    there stays. `stop` is asked between two steps, and while an archive is written. Blocks for as long as it takes:
+    seconds, or minutes where rules are finer than tables, which read what they are about, and for each million rows
+    that is archived about half a minute. Raises `ConfigError` for a pooler, psycopg's
     error when the connection is lost; all else is told in `skipped`.
     """
     shelf = archives.Archive(conn, archive, stop=stop) if archive is not None and not dry_run else None

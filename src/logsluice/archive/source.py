@@ -82,11 +82,13 @@ def columns_of(conn: psycopg.Connection[Any], name: str) -> tuple[Column, ...]:
 
 
 def words(conn: psycopg.Connection[Any]) -> None:
-    """Have the server's texts be the same everywhere, in this transaction; and a scan begin where the table does."""
+    """Have the texts of this transaction be the same everywhere, scans begin where tables do, and no time-out end it."""
     conn.execute(
         "SET LOCAL search_path = pg_catalog, pg_temp; SET LOCAL timezone = 'UTC'; SET LOCAL datestyle = 'ISO'; "
         "SET LOCAL intervalstyle = 'postgres'; SET LOCAL extra_float_digits = 1; SET LOCAL bytea_output = 'hex'; "
-        "SET LOCAL synchronize_seqscans = off",
+        "SET LOCAL synchronize_seqscans = off; "
+        # A large partition takes minutes to send, and its file to be read back, while the session is idle.
+        "SET LOCAL statement_timeout = 0; SET LOCAL idle_in_transaction_session_timeout = 0",
         prepare=False,
     )
 
