@@ -8,7 +8,7 @@ Rules, each against an accident:
 
 1. A file is written under another name, flushed to the device, read back from there, and compared with what PostgreSQL
    sent: the number of rows, which the server counts, and a checksum of every row. Then it gets its name, then it gets
-   its manifest. A file without one is no archive.
+   its manifest. A file that no manifest names is no archive.
 2. The name ends in the checksum. The same rows again are the same file, whenever a run was killed.
 3. A partition is read in one snapshot while writers go on. It is read again when it is detached, under a lock that lets
    nobody in, and dropped in that transaction: what came in between is in no file yet, and gets one of its own.

@@ -63,6 +63,8 @@ class Directory:
             yield file
             file.flush()
             os.fsync(file.fileno())
+            if hasattr(os, "posix_fadvise"):  # forgotten by the kernel, so that it is read back from the device
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
     def open(self, path: str) -> IO[bytes]:
         """As `Place.open`."""

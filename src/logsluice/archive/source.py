@@ -82,7 +82,7 @@ def columns_of(conn: psycopg.Connection[Any], name: str) -> tuple[Column, ...]:
 
 
 def words(conn: psycopg.Connection[Any]) -> None:
-    """Have the texts of this transaction be the same everywhere, scans begin where tables do, and no time-out end it."""
+    """Have this transaction say the same texts everywhere, scan from where tables begin, and end by no time-out."""
     conn.execute(
         "SET LOCAL search_path = pg_catalog, pg_temp; SET LOCAL timezone = 'UTC'; SET LOCAL datestyle = 'ISO'; "
         "SET LOCAL intervalstyle = 'postgres'; SET LOCAL extra_float_digits = 1; SET LOCAL bytea_output = 'hex'; "
