@@ -61,6 +61,8 @@ def _from_file(path: Path) -> Any:
 def _json(path: Path, text: str) -> Any:
     try:
         return json.loads(text)
+    except RecursionError:
+        raise CannotReadError(f"{path} has lists in lists, too deep to read", "correct it there") from None
     except json.JSONDecodeError as error:
         what = f"{path} is no JSON: line {error.lineno}, column {error.colno}: {error.msg}"
         raise CannotReadError(what, "correct it there, or name the file .yaml if it is YAML") from None

@@ -119,9 +119,9 @@ def opened(path: str) -> Folder:
     try:
         Path(path).stat()
         folder.root()
-    except (FileNotFoundError, NotADirectoryError):
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: NUL is in no path
         raise LogsluiceError(
-            f"there is no folder {path}: name the one that journal= says in the handler's options"
+            f"there is no folder {path!r}: name the one that journal= says in the handler's options"
         ) from None
     except OSError as error:
         raise refused(path, error) from None

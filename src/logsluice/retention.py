@@ -79,8 +79,8 @@ def _loaded(given: Any) -> Mapping[Any, Any]:
     if isinstance(given, str):
         try:
             given = json.loads(Path(given).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise ConfigError(f"retention rules: {given} cannot be read as JSON: {error}") from None
+        except (OSError, ValueError, RecursionError) as error:  # the last: lists in lists in lists
+            raise ConfigError(f"retention rules: {given!r} cannot be read as JSON: {error}") from None
     if not isinstance(given, Mapping):
         raise ConfigError(f"retention rules must be a mapping, {{'*': '30d'}}, got {type(given).__name__}")
     return given

@@ -23,6 +23,7 @@ import dataclasses
 import enum
 import inspect
 import logging
+import math
 import re
 import sys
 import types
@@ -75,6 +76,7 @@ LINE = 500  # characters of an instance as a message: a line that a person can r
 NAME = re.compile(r"[a-z_][a-z0-9_]{0,62}")  # of tables and columns: PostgreSQL's names that need no quotes, 63 bytes
 OURS = frozenset({"logs", "stream", "dead_letter", "version", "hold"})
 _SPAN = re.compile(r"(\d+)\s*([smhdw])")
+LONGEST = 36_525 * 86_400  # seconds, 100 years: now minus a longer span may be before the year 1, and no datetime
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 
 
@@ -327,12 +329,15 @@ def seconds(given: Any, what: str) -> float | None:
     """Return the seconds of "30d" (s, m, h, d, w) or a number; None of None. Raises `ConfigError`, `what` first."""
     if given is None:
         return None
-    if isinstance(given, (int, float)) and not isinstance(given, bool) and given > 0:
-        return float(given)
     found = _SPAN.fullmatch(given.strip()) if isinstance(given, str) else None
-    if found is None:
-        raise ConfigError(f"{what} is '30d' (s, m, h, d, w) or seconds, got {given!r}")
-    return float(int(found[1]) * _SECONDS[found[2]])
+    if found is not None:
+        # int() refuses thousands of digits; ten of them are too many already.
+        given = int(found[1]) * _SECONDS[found[2]] if len(found[1]) <= 10 else math.inf
+    elif not isinstance(given, (int, float)) or isinstance(given, bool) or not given > 0:
+        raise ConfigError(f"{what} is '30d' (s, m, h, d, w) or seconds, got {given!r:.100}")
+    if given > LONGEST:
+        raise ConfigError(f"{what} is more than 100 years: write 'forever' in rules, or leave it out of a type")
+    return float(given)
 
 
 def _column(name: str, annotation: Any, doc: str) -> Column:

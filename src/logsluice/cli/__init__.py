@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import importlib.metadata
+import os
 import sys
 from typing import TYPE_CHECKING
 
@@ -24,9 +25,11 @@ COMMANDS = (
     "migrate", "types", "maintain", "prune", "archive", "restore", "forget", "partitions", "streams", "version",
 )  # fmt: skip
 
+BUG = 70  # EX_SOFTWARE of sysexits.h: 1 would tell a script that `query` found nothing
+
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; 0 when it did what was asked, 1 when not, 2 for wrong usage, 130 after Ctrl-C."""
+    """Run one command; 0 when it did what was asked, 1 when not, 2 for wrong usage, 130 after Ctrl-C, 70 for a bug."""
     parser = argparse.ArgumentParser(prog="logsluice", description="Python logs into PostgreSQL.")
     parser.add_argument("--version", action="version", version=f"logsluice {importlib.metadata.version('logsluice')}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
@@ -43,3 +46,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     except KeyboardInterrupt:
         return 130
+    except Exception as error:
+        if os.environ.get("LOGSLUICE_DEBUG"):
+            raise
+        # Its text alone may hold a row or a password: who reports it decides what of the traceback he shows.
+        print(
+            f"logsluice: {type(error).__name__}: this is a bug in logsluice. The same again with LOGSLUICE_DEBUG=1 "
+            "shows the traceback; please report it, without what is secret in it",
+            file=sys.stderr,
+        )
+        return BUG

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib
 import os
 import re
+import sys
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -13,8 +15,9 @@ import psycopg
 from psycopg import conninfo
 
 from logsluice.cli.arguments import utf8
-from logsluice.errors import LogsluiceError
+from logsluice.errors import ConfigError, LogsluiceError
 from logsluice.sinks.link import MISREAD, misread
+from logsluice.types import LONGEST
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -95,4 +98,16 @@ def duration(text: str) -> timedelta:
     found = re.fullmatch(r"([0-9]{1,6})([mhdw])", text)
     if found is None:
         raise argparse.ArgumentTypeError(f"{text!r} is no duration: write 90m, 12h, 30d or 4w")
-    return int(found[1]) * _UNITS[found[2]]
+    span = int(found[1]) * _UNITS[found[2]]
+    if span.total_seconds() > LONGEST:  # so long ago may be before the year 1, which no datetime can say
+        raise argparse.ArgumentTypeError(f"{text!r} is more than 100 years: nothing stored is so old")
+    return span
+
+
+def imported(name: str) -> None:
+    """Import a module that somebody named, from the working folder too, as `python -m` has it."""
+    sys.path.insert(0, "")
+    try:
+        importlib.import_module(name)
+    except Exception as error:  # whatever its own lines raise; ValueError and TypeError for a name that is none
+        raise ConfigError(f"module {name!r} cannot be imported: {type(error).__name__}: {error}") from None

@@ -91,7 +91,7 @@ class Reader:
             return line
         try:
             tree = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):  # no JSON, or lists in lists in lists
             return SEALED.sub(self._text, line)
         return json.dumps(self._opened(tree), ensure_ascii=False)
 

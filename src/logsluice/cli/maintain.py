@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import signal
 import sys
 import threading
@@ -52,12 +51,8 @@ def run(args: argparse.Namespace) -> int:
     args.settings = _archive(args)
     if args.every is not None and args.every < LEAST:
         raise ConfigError(f"--every must be at least 1 minute, got {args.every}")
-    sys.path.insert(0, "")  # as `python -m` has it: a module beside us
     for name in args.types:
-        try:
-            importlib.import_module(name)
-        except ImportError as error:
-            raise ConfigError(f"module {name!r} cannot be imported: {error}") from None
+        common.imported(name)
     if args.every is None:
         return _once(args, rules)
     ended = threading.Event()

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import importlib
 import sys
 from typing import TYPE_CHECKING
 
 from logsluice import types
+from logsluice.cli import common
 from logsluice.config import PARTITION_WIDTHS
 from logsluice.errors import ConfigError
 
 if TYPE_CHECKING:
     import argparse
-
-    from logsluice.cli import common
 
 
 def register(commands: common.Commands) -> None:
@@ -28,13 +26,9 @@ def register(commands: common.Commands) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Import the modules and print what their types become."""
-    sys.path.insert(0, "")  # as `python -m` has it: a module beside us
     found = []
     for name in args.modules:
-        try:
-            importlib.import_module(name)
-        except ImportError as error:
-            raise ConfigError(f"module {name!r} cannot be imported: {error}") from None
+        common.imported(name)
         # Of the module and what is below it: another part of its package may declare what nobody asked for.
         mine = [kind for kind in types.known.values() if f"{kind.kind.__module__}.".startswith(f"{name}.")]
         if not mine:
