@@ -160,12 +160,16 @@ def loggers(conn: Conn, scope: Scope, limit: int = 20) -> list[LoggerCount]:
 @report
 def messages(conn: Conn, scope: Scope, limit: int = 20) -> list[TemplateCount]:
     """Return the templates with most records, by logger. A message without arguments is its own template."""
+    template, table = "coalesce(template, message, '')", scope.table("logs")
+    # The example is looked up by the index on ts, for the rows that are shown: to aggregate it would sort them all.
     query = (
-        "SELECT coalesce(template, message, '') AS template, max(level) AS level, logger, count(*) AS records, "
-        "min(ts) AS first, max(ts) AS last, "
-        "(array_agg(coalesce(message, '') ORDER BY ts DESC, stream, seq DESC))[1] AS example "
-        f"FROM {scope.table('logs')} WHERE {IN_SCOPE} GROUP BY 1, logger ORDER BY records DESC, 1, logger "
-        "LIMIT %(limit)s"
+        f"WITH top AS (SELECT {template} AS text, max(level) AS level, logger, count(*) AS records, min(ts) AS first, "
+        f"max(ts) AS last FROM {table} WHERE {IN_SCOPE} GROUP BY 1, logger ORDER BY records DESC, 1, logger "
+        "LIMIT %(limit)s) "
+        "SELECT top.text AS template, top.level, top.logger, records, first, last, example FROM top CROSS JOIN LATERAL "
+        f"(SELECT coalesce(message, '') AS example FROM {table} AS l WHERE {IN_SCOPE} AND ts = top.last "
+        f"AND {template} = top.text AND l.logger IS NOT DISTINCT FROM top.logger "
+        "ORDER BY stream, seq DESC LIMIT 1) AS newest ORDER BY records DESC, 1, 3"
     )
     return fetch(conn, TemplateCount, query, scope.values(limit=limit))
 
