@@ -45,11 +45,12 @@ CONNECT_SECONDS = 10.0  # that a call waits for a connection of the pool: a pers
 POOL_SIZE = 4  # connections at most, opened as they are needed: readers are people and pages, not traffic
 FETCH = 1_000  # rows fetched at a time while streaming: 1 MB of ordinary ones
 FOLLOW_OVERLAP = 60.0  # seconds that `follow` reads anew each time: a batch commits after its records were made
+# jit: it compiles the same expressions anew for each partition, longer than the query then takes.
 _SETTINGS = """
     SELECT pg_catalog.set_config('transaction_read_only', 'on', true),
            pg_catalog.set_config('statement_timeout', %s, true), pg_catalog.set_config('timezone', 'UTC', true),
            pg_catalog.set_config('datestyle', 'ISO', true), pg_catalog.set_config('client_encoding', 'UTF8', true),
-           pg_catalog.set_config('search_path', 'pg_catalog', true)
+           pg_catalog.set_config('search_path', 'pg_catalog', true), pg_catalog.set_config('jit', 'off', true)
 """
 _COLUMNS = """
     SELECT a.attname, format_type(a.atttypid, NULL)

@@ -160,15 +160,21 @@ def loggers(conn: Conn, scope: Scope, limit: int = 20) -> list[LoggerCount]:
 @report
 def messages(conn: Conn, scope: Scope, limit: int = 20) -> list[TemplateCount]:
     """Return the templates with most records, by logger. A message without arguments is its own template."""
-    template, table = "coalesce(template, message, '')", scope.table("logs")
-    # The example is looked up by the index on ts, for the rows that are shown: to aggregate it would sort them all.
+    table, group = (
+        scope.table("logs"),
+        "max(level) AS level, logger, count(*) AS records, min(ts) AS first, max(ts) AS last",
+    )
+    # By two halves: of coalesce(template, message) PostgreSQL expects millions of groups, and would sort every row. The
+    # example is looked up by the index on ts, for the rows that are shown: to aggregate it would sort them all, too.
     query = (
-        f"WITH top AS (SELECT {template} AS text, max(level) AS level, logger, count(*) AS records, min(ts) AS first, "
-        f"max(ts) AS last FROM {table} WHERE {IN_SCOPE} GROUP BY 1, logger ORDER BY records DESC, 1, logger "
-        "LIMIT %(limit)s) "
+        f"WITH half AS (SELECT template AS text, {group} FROM {table} WHERE {IN_SCOPE} AND template IS NOT NULL "
+        f"GROUP BY template, logger UNION ALL SELECT coalesce(message, ''), {group} FROM {table} "
+        f"WHERE {IN_SCOPE} AND template IS NULL GROUP BY message, logger), "
+        "top AS (SELECT text, max(level) AS level, logger, sum(records)::bigint AS records, min(first) AS first, "
+        "max(last) AS last FROM half GROUP BY text, logger ORDER BY records DESC, text, logger LIMIT %(limit)s) "
         "SELECT top.text AS template, top.level, top.logger, records, first, last, example FROM top CROSS JOIN LATERAL "
         f"(SELECT coalesce(message, '') AS example FROM {table} AS l WHERE {IN_SCOPE} AND ts = top.last "
-        f"AND {template} = top.text AND l.logger IS NOT DISTINCT FROM top.logger "
+        "AND coalesce(template, message, '') = top.text AND l.logger IS NOT DISTINCT FROM top.logger "
         "ORDER BY stream, seq DESC LIMIT 1) AS newest ORDER BY records DESC, 1, 3"
     )
     return fetch(conn, TemplateCount, query, scope.values(limit=limit))

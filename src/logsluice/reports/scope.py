@@ -106,9 +106,10 @@ def snapshot(where: Conn | str, *, timeout: float | None = None) -> Iterator[Con
     """
     with _opened(where) as conn, conn.transaction():
         # pg_catalog alone: nobody can plant a function or an operator in public that a report would call.
+        # jit: it compiles the same expressions anew for each partition, half of a report's time of 60 days.
         conn.execute(
             "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY; SET LOCAL timezone = 'UTC'; "
-            "SET LOCAL search_path = pg_catalog, pg_temp",
+            "SET LOCAL search_path = pg_catalog, pg_temp; SET LOCAL jit = off",
             prepare=False,
         )
         if timeout is not None:
