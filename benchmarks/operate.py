@@ -5,15 +5,15 @@ Reading and retention where much is stored: 60 days of logs in daily partitions,
                                  [--json FILE]
 
     queries      what people and pages ask for, through `logsluice.query`, `logsluice.reports` and `logsluice.traces`:
-                 median and p95 of 20 calls after two that warm the caches, each with its result in Python; the plan of
-                 the last one by EXPLAIN (ANALYZE, BUFFERS), condensed to scans, partitions and blocks
+                 median and p95 of 20 calls (of what takes seconds, 3) after one that warms the caches, each with its
+                 result in Python; the plan by EXPLAIN (ANALYZE, BUFFERS), condensed to scans, partitions and blocks
     retention    `logsluice maintain --once` in a process of its own, beside a program that logs 2,000 records a second;
                  each call is timed. In three rounds the rules get stricter, so that each has partitions to drop and
                  rows to delete; before and after each one the program runs alone. At the end the program's records are
                  counted in the table, by their own numbers: none lost, none twice
 
-Rows are made by SQL, with sizes as programs have them: 20 loggers, 5 services, texts with numbers in them, 8 records a
-trace, attributes, 2 % errors with tracebacks, a tenth with a log type. `--more "--archive {folder}"` gives maintain more
+Rows are made by SQL, with sizes as programs have them: 20 loggers, 5 services, texts with numbers, 8 records a trace,
+attributes, 2 % errors with tracebacks, a tenth with a log type. `--more "--archive {folder}"` gives maintain more
 options; {folder} is an empty one. `--data` keeps nothing: it says on which disk the server's folder is made.
 """
 
@@ -45,7 +45,8 @@ from logsluice.devserver import EmbeddedPostgres
 from logsluice.query import Query
 
 DAYS = 60
-CALLS, WARM = 20, 2
+CALLS, WARM = 20, 1
+LEAST, LONG = 3, 20.0  # calls of a query that takes seconds: no more than these once so many seconds have gone
 RATE = 2000  # records a second of the program beside: a busy service
 ALONE = 20.0  # seconds before and after each run of maintenance: 40,000 calls, of which p99 is the 400th
 SAMPLE = 0.01  # seconds between two looks at who waits for a lock
@@ -93,16 +94,19 @@ def fill(conn, rows):
                 ELSE CASE h / 1000 %% {kinds} {message.replace("%", "%%")} END END,
             'service' || h / 7 %% 5, md5('t' || n / 8), left(md5('s' || n / 2), 16), 'u' || n %% 9973,
             '/srv/shop/part' || h %% 20 || '.py', h %% 400, 'handle', 'MainThread',
-            CASE WHEN level >= 40 THEN 'shop.errors.CardError' END, CASE WHEN level >= 40 THEN {FAILED.replace("%", "%%")} END,
+            CASE WHEN level >= 40 THEN 'shop.errors.CardError' END,
+            CASE WHEN level >= 40 THEN {FAILED.replace("%", "%%")} END,
             CASE WHEN level >= 40 THEN %(traceback)s END,
-            CASE WHEN level >= 40 THEN 'card of customer %%s refused: code %%s' ELSE CASE h / 1000 %% {kinds} {template} END END,
+            CASE WHEN level >= 40 THEN 'card of customer %%s refused: code %%s'
+                ELSE CASE h / 1000 %% {kinds} {template} END END,
             jsonb_build_object('order_id', n / 5, 'amount', (h %% 20000) / 100.0, 'region', 'eu-west-' || h %% 3,
                 'duration_ms', h %% 811) || CASE WHEN h / 11 %% 20 = 0 THEN '{{"log_type": "jetstream"}}'
                 WHEN h / 11 %% 20 = 1 THEN '{{"log_type": "sync_job"}}' ELSE '{{}}' END::jsonb,
             1, n
         FROM (SELECT n, h, (CASE WHEN h %% 1000 < 100 THEN 10 WHEN h %% 1000 < 900 THEN 20 WHEN h %% 1000 < 980 THEN 30
                 WHEN h %% 1000 < 999 THEN 40 ELSE 50 END)::smallint AS level
-              FROM (SELECT n, abs(hashint8(n)::bigint) AS h FROM generate_series(%(at)s::bigint, %(to)s::bigint) n) AS numbered) AS made
+              FROM (SELECT n, abs(hashint8(n)::bigint) AS h
+                    FROM generate_series(%(at)s::bigint, %(to)s::bigint) n) AS numbered) AS made
     """
     step = max(1, rows // DAYS)
     for at in range(1, rows + 1, step):
@@ -148,7 +152,7 @@ class Seen(psycopg.Cursor):
         return super().execute(query, params, **more)
 
 
-def questions(conn, rows):
+def questions(conn):
     """{what is asked: how}."""
     query = Query(conn, statement_timeout=LIMIT)
     now = dt.datetime.now(dt.timezone.utc)
@@ -157,7 +161,7 @@ def questions(conn, rows):
     trace, order = middle.trace_id, middle.attributes["order_id"]
     recent = query.logs(limit=1, until=now - hour)[0].attributes["order_id"]
     found = {
-        "first page, newest": lambda: query.logs(),
+        "first page, newest": query.logs,
         "next page, 30 days back": lambda: query.logs(before=middle),
         "page before it": lambda: query.logs(after=middle),
         "first page of a service": lambda: query.logs("service=service3"),
@@ -173,7 +177,7 @@ def questions(conn, rows):
         "attribute, 60 days": lambda: query.logs(f"order_id={order}"),
         "records of a trace, 60 days": lambda: query.logs(f"trace_id={trace}"),
         "trace as a tree": lambda: traces.read(conn, trace),
-        "count, capped at 10,000": lambda: query.count(),
+        "count, capped at 10,000": query.count,
         "count of errors, capped at 10,000": lambda: query.count("level>=error"),
         "count, last day, all": lambda: query.count(since=day, capped=10_000_000),
     }
@@ -181,14 +185,24 @@ def questions(conn, rows):
         scope = reports.Scope(now - span, now)
         every = span / 12
         found |= {
-            f"stats levels, {name}": lambda scope=scope, every=every: reports.levels(conn, scope, every),
-            f"stats services, {name}": lambda scope=scope: reports.services(conn, scope),
-            f"stats loggers, {name}": lambda scope=scope: reports.loggers(conn, scope),
-            f"stats messages, {name}": lambda scope=scope: reports.messages(conn, scope),
-            f"stats errors, {name}": lambda scope=scope: reports.errors(conn, scope),
-            f"last errors, {name}": lambda scope=scope: reports.last_errors(conn, scope),
+            f"stats levels, {name}": snapped(reports.levels, conn, scope, every),
+            f"stats services, {name}": snapped(reports.services, conn, scope),
+            f"stats loggers, {name}": snapped(reports.loggers, conn, scope),
+            f"stats messages, {name}": snapped(reports.messages, conn, scope),
+            f"stats errors, {name}": snapped(reports.errors, conn, scope),
+            f"last errors, {name}": snapped(reports.last_errors, conn, scope),
         }
     return found
+
+
+def snapped(report, conn, *given):
+    """A report as the command runs it."""
+
+    def ask():
+        with reports.snapshot(conn) as seen:
+            return report(seen, *given)
+
+    return ask
 
 
 def nodes(plan):
@@ -201,6 +215,7 @@ def condensed(conn):
     """The plan of the statement that was seen last: {scan: partitions}, what else it does, blocks, milliseconds."""
     text, params = Seen.last
     with psycopg.Cursor(conn) as cursor:
+        cursor.execute("SET jit = off")  # as both readers have it
         (found,) = cursor.execute(f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {text}", params).fetchone()[0]
     scans, removed, others = {}, 0, []
     for node in nodes(found["Plan"]):
@@ -224,15 +239,17 @@ def condensed(conn):
 def queries(server, _conn, args):
     details = []
     with psycopg.connect(server.dsn(), autocommit=True, cursor_factory=Seen) as conn:
-        for what, ask in questions(conn, args.rows).items():
+        for what, ask in questions(conn).items():
             if args.only and args.only not in what:
                 continue
-            times = []
-            for number in range(WARM + args.calls):
+            times, started = [], time.perf_counter()
+            while len(times) < WARM + args.calls:
                 began = time.perf_counter()
                 answer = ask()
-                if number >= WARM:
-                    times.append(1e3 * (time.perf_counter() - began))
+                times.append(1e3 * (time.perf_counter() - began))
+                if len(times) >= WARM + LEAST and began - started > LONG:
+                    break
+            del times[:WARM]
             length = len(answer) if isinstance(answer, list) else 1
             found = {"what": what, "median_ms": statistics.median(times), "p95_ms": percentile(times, 95)}
             details.append({**found, "calls": len(times), "answers": length, "plan": condensed(conn)})
@@ -265,7 +282,7 @@ def program(dsn, rate, path):
             logger.info("order %s of customer %s paid", number, number % 9973, extra={"number": number})
             took.append(clock() - began)
             at.append(began)
-        time.sleep(1 / rate)
+        ended.wait(1 / rate)
     assert handler.flush(LIMIT)
     stats = handler.stats()
     handler.close()
@@ -294,6 +311,11 @@ class Waits(threading.Thread):
                 self.longest = max(self.longest, one(conn, query))
 
 
+def wait(seconds):
+    """The program runs alone meanwhile."""
+    threading.Event().wait(seconds)
+
+
 def maintained(server, rules, args):
     """Run it; seconds, and what it said."""
     command = [sys.executable, "-m", "logsluice", "maintain", "--once", "--dsn", server.dsn()]
@@ -320,15 +342,15 @@ def retention(server, conn, args):
         command = [sys.executable, __file__, "--program", str(path), "--dsn", server.dsn()]
         child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         try:
-            time.sleep(args.alone / 2)  # connections, caches, the first partition
+            wait(args.alone / 2)  # connections, caches, the first partition
             for rules in ROUNDS:
                 rows, size_before = size(conn)
                 before = time.perf_counter()
-                time.sleep(args.alone)
+                wait(args.alone)
                 waits, begin = Waits(server.dsn()), time.perf_counter()
                 seconds, said = maintained(server, rules, args)
                 end = time.perf_counter()
-                time.sleep(args.alone)
+                wait(args.alone)
                 after = time.perf_counter()
                 waits.ended.set()
                 waits.join()
@@ -349,22 +371,24 @@ def retention(server, conn, args):
             took.fromfile(file, told["logged"])
     for found in rounds:
         edges = found.pop("edges")
-        for name, low, high in zip(("before", "during", "after"), edges, edges[1:]):
-            calls = [1e6 * cost for when, cost in zip(at, took) if low <= when < high]
-            found[name] = {
-                "calls": len(calls), "p50_us": percentile(calls, 50), "p99_us": percentile(calls, 99), "max_us": max(calls)
-            }  # fmt: skip
+        for name, low, high in zip(("before", "during", "after"), edges, edges[1:], strict=False):
+            calls = [1e6 * cost for when, cost in zip(at, took, strict=True) if low <= when < high]
+            cost = {"p50_us": percentile(calls, 50), "p99_us": percentile(calls, 99), "max_us": max(calls)}
+            found[name] = {"calls": len(calls), **cost}
     query = "SELECT count(*), count(DISTINCT (attributes->>'number')::bigint) FROM logsluice.logs WHERE service = %s"
     stored, different = conn.execute(query, [SERVICE]).fetchone()
     lost, twice = told["logged"] - different, stored - different
-    return retention_rows(rounds, told, lost, twice), {"rounds": rounds, "program": {**told, "lost": lost, "twice": twice}}
+    return retention_rows(rounds, told, lost, twice), {
+        "rounds": rounds,
+        "program": {**told, "lost": lost, "twice": twice},
+    }
 
 
 def retention_rows(rounds, told, lost, twice):
     def beside(figure):
         """During a run, of the mean of before and after: the median of the rounds."""
         alone = [(one["before"][figure] + one["after"][figure]) / 2 for one in rounds]
-        return statistics.median(found["during"][figure] / quiet for found, quiet in zip(rounds, alone))
+        return statistics.median(found["during"][figure] / quiet for found, quiet in zip(rounds, alone, strict=True))
 
     return [
         row("logged beside maintenance", told["logged"], unit="records"),

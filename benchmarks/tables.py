@@ -1,5 +1,5 @@
 """
-The tables of README.md and of docs/explanation's life-cycle.md and faults.md, made from benchmarks/results.
+The tables of README.md and of docs/explanation's life-cycle.md, faults.md, operating.md, from benchmarks/results.
 
     python benchmarks/tables.py [--check]
 
@@ -132,6 +132,46 @@ def _worst(lines, what):
     return str(max((line[what] for line in lines if line[what] is not None), default="-"))
 
 
+def operating(result):
+    """The table of operating.md: what was asked, how long it took, how it was found; then retention."""
+    if result is None:
+        return ""
+    stored, parts = result["details"]["stored"], []
+    if "queries" in result["details"]:
+        parts += ["| | median, ms | p95, ms | calls | found by | rows passed over |", "|---" * 6 + "|"]
+        for one in result["details"]["queries"]:
+            plan = one["plan"]
+            scans = ", ".join(f"{kind} ({count})" for kind, count in plan["scans"].items())
+            figures = [number(one["median_ms"]), number(one["p95_ms"]), str(one["calls"]), scans]
+            parts.append("| " + " | ".join([one["what"], *figures, f"{plan['rows_removed']:,.0f}"]) + " |")
+        parts.append("")
+    if "retention" in result["details"]:
+        parts += _retained(result)
+    facts = f"{stored['rows']:,} rows, {stored['bytes'] / (1 << 30):.1f} GiB with indexes: {machine(result['facts'])}."
+    return "\n".join([*parts, facts])
+
+
+def _retained(result):
+    lines = ["| beside maintenance | goal | measured |", "|---|---|---|"]
+    for row in result["rows"]:
+        if row["what"].endswith(": median"):
+            continue  # a query's
+        measured, goal, missed = measured_and_goal(row)
+        measured = f"{row['measured']:g}" if row["goal"] == 0 else measured
+        lines.append(f"| {row['what']} | {goal} | {measured}{' **goal missed**' if missed else ''} |")
+    heads = ["rules", "s", "rows gone", "MiB freed", "call before: p50, p99, max, µs", "during", "after"]
+    lines += ["", "| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+    for one in result["details"]["retention"]["rounds"]:
+        calls = [
+            ", ".join(number(one[when][figure]) for figure in ("p50_us", "p99_us", "max_us"))
+            for when in ("before", "during", "after")
+        ]
+        rules = " ".join(f"`{rule}`" for rule in one["rules"])
+        figures = [number(one["seconds"]), f"{one['rows']:,}", f"{one['bytes'] / (1 << 20):,.0f}"]
+        lines.append("| " + " | ".join([rules, *figures, *calls]) + " |")
+    return [*lines, ""]
+
+
 def between(text, name, content):
     """Return a page with the content between its two markers."""
     begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
@@ -143,11 +183,12 @@ def between(text, name, content):
 
 def pages(root=ROOT, results=RESULTS):
     """Return {path: (what it says, what it should say)}."""
-    found = {
-        name: json.loads(path.read_text(encoding="utf-8"))
-        for name in BENCHMARKS
-        if (path := results / f"{name}.json").exists()
-    }
+
+    def loaded(name):
+        path = results / f"{name}.json"
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+    found = {name: result for name in BENCHMARKS if (result := loaded(name)) is not None}
 
     def lines(name):
         path = results / name
@@ -156,6 +197,7 @@ def pages(root=ROOT, results=RESULTS):
     contents = {
         root / "README.md": ("benchmarks", speed(found)),
         root / "docs" / "explanation" / "life-cycle.md": ("situations", situations(lines("situations.jsonl"))),
+        root / "docs" / "explanation" / "operating.md": ("operate", operating(loaded("operate"))),
         root / "docs" / "explanation" / "faults.md": ("faults", faults(lines("matrix.jsonl"))),
     }
     made = {}

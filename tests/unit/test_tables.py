@@ -114,7 +114,8 @@ def test_what_was_not_measured_leaves_its_section_empty(tables, tmp_path):
     (tmp_path / "docs" / "explanation").mkdir(parents=True)
     page = tmp_path / "docs" / "explanation" / "life-cycle.md"
     page.write_text("prose\n<!-- situations: begin -->\nold\n<!-- situations: end -->\nmore\n")
-    (page.parent / "faults.md").write_text("<!-- faults: begin -->\n<!-- faults: end -->\n")
+    for name, file in (("faults", "faults.md"), ("operate", "operating.md")):
+        (page.parent / file).write_text(f"<!-- {name}: begin -->\n<!-- {name}: end -->\n")
     readme = tmp_path / "README.md"
     readme.write_text("<!-- benchmarks: begin -->\n<!-- benchmarks: end -->\n")
     made = tables.pages(tmp_path, tmp_path / "results")
@@ -146,13 +147,30 @@ def test_a_fault_is_a_row_for_each_mode_with_its_worst_figures(tables):
     ]
 
 
+def test_queries_and_rounds_of_retention_have_a_line_each(tables):
+    plan = {"scans": {"Index Scan logs_ts_idx": 2, "Seq Scan": 1}, "rows_removed": 5107.0}
+    query = {"what": "newest", "median_ms": 4.12, "p95_ms": 4.5, "calls": 20, "plan": plan}
+    call = {"p50_us": 5.0, "p99_us": 50.0, "max_us": 2000.0}
+    once = {"rules": ["*=50d"], "seconds": 12.5, "rows": 2310945, "bytes": 614203392, "before": call, "during": call,
+            "after": call}  # fmt: skip
+    details = {"stored": {"rows": 10, "bytes": 1 << 30}, "queries": [query], "retention": {"rounds": [once]}}
+    rows = [row("newest: median", 4.12, unit="ms"), row("lost", 1, 0)]
+    made = lines(tables.operating({**result(*rows), "details": details}))
+    assert "| newest | 4.12 | 4.50 | 20 | Index Scan logs_ts_idx (2), Seq Scan (1) | 5,107 |" in made
+    assert "| lost | ≤ 0 | 1 **goal missed** |" in made
+    assert "| `*=50d` | 12.5 | 2,310,945 | 586 | 5.00, 50.0, 2,000 | 5.00, 50.0, 2,000 | 5.00, 50.0, 2,000 |" in made
+    assert made[-1].startswith("10 rows, 1.0 GiB with indexes: Z80")
+    assert tables.operating(None) == ""
+
+
 def test_a_new_result_makes_the_page_wrong_until_it_is_made_again(tables, tmp_path):
     readme = tmp_path / "README.md"
     readme.write_text("above\n<!-- benchmarks: begin -->\n<!-- benchmarks: end -->\nbelow\n")
     page = tmp_path / "docs" / "explanation" / "life-cycle.md"
     page.parent.mkdir(parents=True)
     page.write_text("<!-- situations: begin -->\n<!-- situations: end -->\n")
-    (page.parent / "faults.md").write_text("<!-- faults: begin -->\n<!-- faults: end -->\n")
+    for name, file in (("faults", "faults.md"), ("operate", "operating.md")):
+        (page.parent / file).write_text(f"<!-- {name}: begin -->\n<!-- {name}: end -->\n")
     results = tmp_path / "results"
     results.mkdir()
     (results / "drain.json").write_text(json.dumps(result(row("drained", 5, 4))))
