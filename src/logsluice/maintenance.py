@@ -1,5 +1,6 @@
 """
-One run of maintenance: partitions made ahead, what retention says dropped or deleted, old watermarks swept.
+One run of maintenance: partitions made ahead, the roll-up counted (where there is one), what retention says dropped or
+deleted, old watermarks swept.
 
 Rules, each against an accident:
 
@@ -13,6 +14,7 @@ Rules, each against an accident:
 6. One at a time for each schema: a lock of the session, which a killed maintainer gives back by dying.
 7. Only tables that logsluice made: a partition that somebody detached by hand to keep it is no table of ours.
 8. With an archive nothing goes that is not in it, verified (archive/). Watermarks do not go there: they are no records.
+9. Where there is a roll-up (rollup.py), a row is counted before it goes.
 
 A row that is due is kept for a day more at most, for what is deleted with its whole partition.
 """
@@ -27,7 +29,7 @@ from typing import TYPE_CHECKING, Any
 import psycopg
 
 from logsluice import archive as archives
-from logsluice import holds, partitions, retention, types
+from logsluice import holds, partitions, retention, rollup, types
 from logsluice.columns import quote
 from logsluice.errors import ConfigError, LogsluiceError
 from logsluice.pruning import Due, Gone, Job, Pruning, Report, reason
@@ -126,6 +128,11 @@ class _Run(Job):
             if table.partitioned and not self.report.dry_run:
                 with self._apart(f"{table.name}: no partition can be made ahead"):
                     self._make(table)
+        if found and not self.report.dry_run:
+            with self._apart("the roll-up: rows cannot be counted"):  # before any of them is deleted
+                self.report.counted = rollup.refresh(self.conn, self.schema, stop=self.stop)
+            with self._apart("the roll-up: an index cannot be made"):
+                rollup.index(self.conn, self.schema)
         for table in found:
             if not self.stop():
                 with self._apart(f"{table.name}: cannot be pruned"):

@@ -211,7 +211,7 @@ def drop(
     """
     for current in listed(conn, schema, table):
         if (current.full_name, current.lower, current.upper) == (partition.full_name, partition.lower, partition.upper):
-            with _session(conn):
+            with session(conn):
                 _drop(conn, f"{quote(schema)}.{quote(table)}", current, _parent(conn, schema, table), before)
 
 
@@ -249,7 +249,7 @@ def _detach(conn: psycopg.Connection[Any], parent: str, part: Partition, oid: in
 
 
 @contextlib.contextmanager
-def _session(conn: psycopg.Connection[Any]) -> Iterator[None]:
+def session(conn: psycopg.Connection[Any]) -> Iterator[None]:
     """Limit how long statements outside a transaction wait for a lock; the only place that needs a session setting."""
     check_session(conn)
     conn.execute(f"SET lock_timeout = '{DROP_LOCK_TIMEOUT}'", prepare=False)

@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 import psycopg
 
-from logsluice import archive, crashpoints, holds, partitions, retention
+from logsluice import archive, crashpoints, holds, partitions, retention, rollup
 from logsluice.archive.source import Source, days, key_of, of_partition
 from logsluice.columns import quote
+from logsluice.errors import LogsluiceError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -60,6 +61,7 @@ class Report:
     leader: bool = True  # False: another maintainer was at work, nothing was done
     made: list[str] = field(default_factory=list)  # partitions
     gone: list[Gone] = field(default_factory=list)  # by table and rule, also when it is nothing
+    counted: int | None = None  # rows that are new in the roll-up; None: there is none, or another was at it
     streams: int = 0  # rows of `stream`
     held: list[str] = field(default_factory=list)  # sentences: partitions that a legal hold keeps
     archived: str | None = None  # a sentence: which files were written; None: rules name no archive
@@ -71,6 +73,8 @@ class Report:
             return ["another maintainer is at work: nothing done"]
         found = [one.line() for one in self.gone]
         found.append(f"stream (retired or out of use) 30d: {self.streams:,} rows")
+        if self.counted is not None:
+            found.append(f"roll-up: {self.counted:,} rows counted")
         if not self.dry_run:
             found.append(f"partitions made: {', '.join(self.made) or 'none'}")
         if self.archived is not None and not self.dry_run:
@@ -170,9 +174,15 @@ class Pruning:
         rules = [*self.finer, *([self.base] if self.base is not None else [])]
         self.gone = [Gone(self.table.name, rule.key, rule.keep) for rule in rules]
         self.run.report.gone += self.gone
+        self.counted: tuple[str, list[Any]] | None = None  # the condition that a row is in the roll-up
 
     def prune(self) -> None:
         """Do it."""
+        seen = rollup.state(self.run.conn, self.run.schema) if self.table.name == "logs" else None
+        if seen is not None and not self.run.report.dry_run:
+            if not seen.full:
+                raise LogsluiceError("the roll-up has not counted all of its rows yet")
+            self.counted = seen.known()
         keeps = [one.keep for one in self.gone]
         if not self.table.partitioned:
             self._plain(f"{quote(self.run.schema)}.{quote(self.table.name)}")
@@ -210,6 +220,9 @@ class Pruning:
             self._rows(part.full_name, part.lower, part.upper, all_due=True)
             return False
         gone = self.gone[-1]
+        if self._has_new(part):
+            run.report.skipped.append(f"{part.name} is not dropped: rows came that the roll-up has not counted yet")
+            return False
         if not run.report.dry_run:
             try:
                 self._drop(part)
@@ -232,6 +245,14 @@ class Pruning:
             store(source)
             before = functools.partial(store, source, locked=True)
         partitions.drop(run.conn, run.schema, part, table=self.table.name, before=before)
+
+    def _has_new(self, part: Partition) -> bool:
+        """Tell whether rows came to it since the roll-up was counted; of what is detached already it never will be."""
+        if self.counted is None or part.state != "attached":
+            return False
+        where, values = self.counted
+        query = f"SELECT true FROM ONLY {part.full_name} WHERE NOT {where} LIMIT 1"
+        return self.run.conn.execute(query, values, prepare=False).fetchone() is not None
 
     def _partly(self, part: Partition) -> bool:
         """Delete what is due in a partition that stays; whether it is empty now, and past its table's own rule."""
@@ -267,11 +288,12 @@ class Pruning:
         # Without WHEN a CASE is no SQL.
         due_sql, which_sql = (" ".join(cases), " ".join(which)) if self.finer else ("ts < %s::timestamptz", "0")
         kept, kept_values = holds.any_of(self.run.holds(self.table.name, lower, upper), self.table.columns)
-        where = f"({due_sql}) AND {kept} IS NOT TRUE"
+        known, snapshot = self.counted or ("true", [])
+        where = f"({due_sql}) AND {kept} IS NOT TRUE AND {known}"
         ends = max(
             [self._cut(one.keep) for one in (*self.finer, self.base) if one is not None and one.keep is not None]
         )
-        due = Due(self.table.name, name, where, [*cuts, *kept_values], which_sql, its, ends)
+        due = Due(self.table.name, name, where, [*cuts, *kept_values, *snapshot], which_sql, its, ends)
         for number, rows in self.run.sweep(due):
             self.gone[number].rows += rows
 

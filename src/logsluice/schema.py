@@ -131,8 +131,17 @@ def migrate(conn: psycopg.Connection[Any], schema: str = "logsluice", partition:
 
 def compat(schema: str = "logsluice") -> str:
     """Return the SQL of the views with other systems' names; the typed tables that they read must be there."""
+    return _optional("compat.sql", schema)
+
+
+def rollup(schema: str = "logsluice") -> str:
+    """Return the SQL of the hourly counts of `logs`, see rollup.py."""
+    return _optional("rollup.sql", schema)
+
+
+def _optional(file: str, schema: str) -> str:
     _check(schema, PARTITION_WIDTHS[0])
-    return _found("compat.sql")[0].read_text(encoding="ascii").replace(':"schema"', quote(schema))
+    return _found(file)[0].read_text(encoding="ascii").replace(':"schema"', quote(schema))
 
 
 def roles(

@@ -64,6 +64,11 @@ def register(commands: common.Commands) -> None:
         help="also make the views with the names of systems that logsluice replaces (log_entry, activity_logs, "
         "api_logs, message_logs, system_logs, admin_activity_logs, job_logs) and the typed tables that they read",
     )
+    parser.add_argument(
+        "--rollup",
+        action="store_true",
+        help="also make the hourly counts of `logs` that outlive its rows (logs_hourly); `maintain` keeps them",
+    )
     parser.set_defaults(run=run)
 
 
@@ -72,10 +77,12 @@ def run(args: argparse.Namespace) -> int:
     named = {kind: name for kind in _ROLES if (name := getattr(args, kind)) is not None}
     if args.sql and not named:
         newest = schema.sql_files()[-1].number
-        if not (args.compat and args.after == newest):  # nothing but the views is asked for
+        if not ((args.compat or args.rollup) and args.after == newest):  # nothing but the optional is asked for
             sys.stdout.write(schema.render(args.schema, args.partition, args.grant_to, after=args.after))
         if args.compat:
             sys.stdout.write(f"BEGIN;\n{_compat(args)}COMMIT;\n")
+        if args.rollup:
+            sys.stdout.write(f"BEGIN;\n{schema.rollup(args.schema)}COMMIT;\n")
         return 0
     if args.roles:
         sys.stdout.write(schema.roles(args.schema, **named))
@@ -129,6 +136,8 @@ def _apply(conn: psycopg.Connection[Any], args: argparse.Namespace, where: str) 
         left = schema.pending(conn, args.schema)
         if args.compat:
             schema.apply(conn, _compat(args), args.schema)
+        if args.rollup:
+            schema.apply(conn, schema.rollup(args.schema), args.schema)
     except psycopg.errors.InsufficientPrivilege as error:
         raise LogsluiceError(
             f"{where}: {common.reason(error)}; have its owner run the output of `{_sql(conn, args)}`"
@@ -139,6 +148,8 @@ def _apply(conn: psycopg.Connection[Any], args: argparse.Namespace, where: str) 
         print(f"{where}: applied {', '.join(applied)}" if applied else f"{where}: nothing to apply")
     if args.compat:
         print("made the views of --compat, and the typed tables that they read")
+    if args.rollup:
+        print("made the roll-up; `logsluice maintain` counts what is there, and from then on what is new")
     # Apart from the above: the tables are there, whatever becomes of the first partitions.
     with common.said("the tables are there, but not the partitions that rows of today need"):
         made = partitions.ensure(conn, args.schema, args.partition, datetime.now(timezone.utc))
@@ -166,5 +177,5 @@ def _sql(conn: psycopg.Connection[Any], args: argparse.Namespace) -> str:
         version = 0  # may not be read: the owner sees it
     command = ["logsluice", "migrate", "--sql"]
     command += ["--after", str(version)] if version else []
-    command += ["--compat"] if args.compat else []
+    command += [f"--{one}" for one in ("compat", "rollup") if getattr(args, one)]
     return shlex.join(command + ([] if args.schema == "logsluice" else ["--schema", args.schema]))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import psycopg
 
-from logsluice import holds, maintenance, partitions
+from logsluice import holds, maintenance, partitions, rollup
 from logsluice.cli import common
 from logsluice.errors import ConfigError
 
@@ -50,6 +50,8 @@ def run(args: argparse.Namespace) -> int:
         if not args.yes:
             print(f"\nThis was a dry run, nothing was dropped. To drop them:\n  {_for_real(args)}")
             return 0
+        with common.said("cannot count the rows for the roll-up"):
+            rollup.refresh(conn, args.schema)
         return _drop_all(conn, args.schema, old)
 
 

@@ -38,6 +38,7 @@ _WIDTHS = [
 ]  # fmt: skip
 _LINES = 12  # of time: a summary has other tables below
 _SUMMARY = ("services", "levels", "errors", "messages", "loggers", "endpoints", "durations", "channels")
+_ROLLED = tuple(one.replace("_", "-") for one in reports.ROLLED)  # what the roll-up knows
 _SUMMARY_ROWS = 5
 _BAR = 20  # columns of the longest bar
 
@@ -167,6 +168,10 @@ def register(commands: common.Commands) -> None:
     parser.add_argument(
         "--until", type=moment, default="now", metavar="WHEN", help="to when, as --since (default: now)"
     )
+    parser.add_argument(
+        "--rollup", action="store_true",
+        help=f"whole hours of the roll-up, with what retention has deleted; has {', '.join(_ROLLED)}",
+    )  # fmt: skip
     parser.add_argument("--service", type=utf8, help="only what this program logged (default: all)")
     parser.add_argument(
         "--by", type=width, metavar="SPAN", help="width of a line of time: 30s, 5m, 1h (default: what makes 12 lines)"
@@ -182,8 +187,8 @@ def register(commands: common.Commands) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the reports; that there are no rows is said on stderr and is no error."""
-    scope = reports.Scope(args.since, args.until, args.service, args.schema)
-    names = _SUMMARY if args.report is None else (args.report,)
+    scope = reports.Scope(args.since, args.until, args.service, args.schema, rolled=args.rollup)
+    names = (args.report,) if args.report else _ROLLED if args.rollup else _SUMMARY
     asked = Asked(args.by or _fitting(scope), args.n or (_SUMMARY_ROWS if args.report is None else 20))
     scope.buckets(asked.every)  # says what is wrong with --by before it connects
     found = {}
@@ -267,7 +272,9 @@ def _plain(value: Any) -> Any:
 
 def _fitting(scope: reports.Scope) -> timedelta:
     span = scope.until - scope.since
-    return next((one for one in _WIDTHS if span / one <= _LINES), span / _LINES)
+    hour = timedelta(hours=1)
+    widths = [one for one in _WIDTHS if not scope.rolled or one >= hour]
+    return next((one for one in widths if span / one <= _LINES), -(-span // (_LINES * hour)) * hour)
 
 
 def _spelled(every: timedelta) -> str:

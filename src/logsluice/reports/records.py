@@ -7,7 +7,20 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING
 
-from logsluice.reports.scope import BUCKET, ERROR, IN_SCOPE, WARNING, Scope, fetch, has, percent, report
+from logsluice.reports.scope import (
+    BUCKET,
+    ERROR,
+    ERRORS,
+    IN_SCOPE,
+    RECORDS,
+    WARNINGS,
+    Scope,
+    counts,
+    fetch,
+    has,
+    percent,
+    report,
+)
 
 if TYPE_CHECKING:
     from logsluice.reports.scope import Conn
@@ -113,12 +126,10 @@ class _Count:
 def levels(conn: Conn, scope: Scope, every: timedelta) -> list[LevelCounts]:
     """Return the counts by level of each bucket of time, oldest first; a bucket without records is there, empty."""
     buckets = scope.buckets(every)
-    query = (
-        f"SELECT {BUCKET} AS at, level, count(*) AS records FROM {scope.table('logs')} WHERE {IN_SCOPE} "
-        "GROUP BY 1, 2 ORDER BY 1, 2"
-    )
+    counted, values = counts(conn, scope)
+    query = f"SELECT {BUCKET} AS at, level, {RECORDS} AS records FROM {counted} GROUP BY 1, 2 ORDER BY 1, 2"
     found: dict[datetime, dict[int, int]] = defaultdict(dict)
-    for one in fetch(conn, _Count, query, scope.values(every=every)):
+    for one in fetch(conn, _Count, query, scope.values(every=every, **values)):
         found[one.at.astimezone(timezone.utc)][one.level] = one.records
     return [LevelCounts(at, found.get(at, {})) for at in buckets]
 
@@ -132,29 +143,27 @@ def error_rate(conn: Conn, scope: Scope, every: timedelta) -> list[ErrorRate]:
     ]
 
 
-_ERRORS = f"count(*) FILTER (WHERE level >= {ERROR})"
-_WARNINGS = f"count(*) FILTER (WHERE level >= {WARNING} AND level < {ERROR})"
-
-
 @report
 def services(conn: Conn, scope: Scope) -> list[ServiceCount]:
     """Return the counts of each service, the one with most records first."""
+    counted, values = counts(conn, scope)
     query = (
-        f"SELECT service, count(*) AS records, {_ERRORS} AS errors, {_WARNINGS} AS warnings, "
-        f"{percent(_ERRORS, 'count(*)')} AS error_percent, max(ts) AS last FROM {scope.table('logs')} "
-        f"WHERE {IN_SCOPE} GROUP BY service ORDER BY records DESC, service"
+        f"SELECT service, {RECORDS} AS records, {ERRORS} AS errors, {WARNINGS} AS warnings, "
+        f"{percent(ERRORS, RECORDS)} AS error_percent, max(last) AS last FROM {counted} "
+        "GROUP BY service ORDER BY 2 DESC, service"
     )
-    return fetch(conn, ServiceCount, query, scope.values())
+    return fetch(conn, ServiceCount, query, scope.values(**values))
 
 
 @report
 def loggers(conn: Conn, scope: Scope, limit: int = 20) -> list[LoggerCount]:
     """Return the loggers with most records."""
+    counted, values = counts(conn, scope)
     query = (
-        f"SELECT logger, count(*) AS records, {_ERRORS} AS errors, {_WARNINGS} AS warnings, max(ts) AS last "
-        f"FROM {scope.table('logs')} WHERE {IN_SCOPE} GROUP BY logger ORDER BY records DESC, logger LIMIT %(limit)s"
+        f"SELECT logger, {RECORDS} AS records, {ERRORS} AS errors, {WARNINGS} AS warnings, max(last) AS last "
+        f"FROM {counted} GROUP BY logger ORDER BY 2 DESC, logger LIMIT %(limit)s"
     )
-    return fetch(conn, LoggerCount, query, scope.values(limit=limit))
+    return fetch(conn, LoggerCount, query, scope.values(limit=limit, **values))
 
 
 @report

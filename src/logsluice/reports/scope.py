@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from logsluice import rollup
 from logsluice.columns import quote
 from logsluice.errors import ConfigError, LogsluiceError
 
@@ -29,33 +30,50 @@ ORIGIN = datetime(2001, 1, 1, tzinfo=timezone.utc)
 MOST_BUCKETS = 10_000
 
 # The rows of a scope, and figures of times in milliseconds. `x` is what was measured.
-IN_SCOPE = "ts >= %(since)s AND ts < %(until)s AND (%(service)s::text IS NULL OR service = %(service)s)"
+IN_SCOPE, HOURS_IN_SCOPE = (
+    f"{one} >= %(since)s AND {one} < %(until)s AND (%(service)s::text IS NULL OR service = %(service)s)"
+    for one in ("ts", "hour")
+)
+HOUR = timedelta(hours=1)
+ROLLED = ("levels", "error_rate", "services", "loggers", "volume")  # reports that the roll-up has the figures of
 BUCKET = "date_bin(%(every)s::interval, ts, %(origin)s::timestamptz)"
 
 
 @dataclass(frozen=True)
 class Scope:
-    """Rows with since <= ts < until, of one service or (None) of all, in the tables of a schema."""
+    """
+    Rows with since <= ts < until, of one service or (None) of all, in the tables of a schema.
+
+    `rolled`: count what was ever stored, with what retention has deleted since, from the hourly roll-up and the rows
+    that are not in it yet. It knows whole hours: `since` and `until` become the beginnings of theirs.
+    """
 
     since: datetime
     until: datetime
     service: str | None = None
     schema: str = "logsluice"
+    rolled: bool = False
 
     def __post_init__(self) -> None:
         for name in ("since", "until"):
             if getattr(self, name).tzinfo is None:
                 raise ConfigError(f"{name} has no time zone: write datetime(..., tzinfo=timezone.utc)")
+        if self.rolled:
+            for name in ("since", "until"):
+                object.__setattr__(self, name, ORIGIN + (getattr(self, name) - ORIGIN) // HOUR * HOUR)
+            if self.since == self.until:
+                raise ConfigError("the roll-up has whole hours that are over: ask for more time than one")
         if self.since >= self.until:
             raise ConfigError(f"since ({self.since}) must be before until ({self.until})")
 
     @classmethod
     def last(
-        cls, span: timedelta, *, service: str | None = None, schema: str = "logsluice", now: datetime | None = None
-    ) -> Scope:
+        cls, span: timedelta, *, service: str | None = None, schema: str = "logsluice", rolled: bool = False,
+        now: datetime | None = None,
+    ) -> Scope:  # fmt: skip
         """Return the scope of the last so long, up to now."""
         until = datetime.now(timezone.utc) if now is None else now
-        return cls(until - span, until, service, schema)
+        return cls(until - span, until, service, schema, rolled)
 
     def table(self, name: str) -> str:
         """Return the quoted name of a table."""
@@ -69,6 +87,8 @@ class Scope:
         """Return when the buckets begin that hold the scope; the first one may begin before it."""
         if every <= timedelta(0):
             raise ConfigError(f"every must be more than nothing, got {every}")
+        if self.rolled and every % HOUR:
+            raise ConfigError(f"the roll-up has hours: every must be a multiple of one, got {every}")
         try:
             at = ORIGIN + (self.since - ORIGIN) // every * every
             if (self.until - at) / every > MOST_BUCKETS:
@@ -90,6 +110,37 @@ def figures(x: str) -> str:
     """Return the SQL of avg_ms, max_ms, p50_ms, p95_ms and p99_ms of an expression; NULL is not measured."""
     percentiles = ", ".join(f"percentile_cont(0.{p}) WITHIN GROUP (ORDER BY {x}) AS p{p}_ms" for p in (50, 95, 99))
     return f"avg({x})::float8 AS avg_ms, max({x})::float8 AS max_ms, {percentiles}"
+
+
+# Of what `counts` gives.
+RECORDS = "sum(records)::bigint"
+ERRORS, WARNINGS = (
+    f"coalesce(sum(records) FILTER (WHERE {where}), 0)::bigint"
+    for where in (f"level >= {ERROR}", f"level >= {WARNING} AND level < {ERROR}")
+)
+
+
+def counts(conn: Conn, scope: Scope) -> tuple[str, dict[str, Any]]:
+    """
+    Return the SQL of rows that count rows of `logs`, and its parameters.
+
+    They have ts, service, level, logger, records, text_bytes, last. One row for each record; of a roll-up one for each
+    hour, and one for each record that is not in it yet.
+    """
+    logs = (
+        f"SELECT ts, service, level, logger, 1 AS records, {rollup.TEXT_BYTES} AS text_bytes, ts AS last "
+        f"FROM {scope.table('logs')} WHERE {IN_SCOPE}"
+    )
+    if not scope.rolled:
+        return f"({logs}) AS counted", {}
+    seen = rollup.state(conn, scope.schema)
+    if seen is None or not seen.full:
+        what = "there is no roll-up: `logsluice migrate --rollup` makes it"
+        what = what if seen is None else "the roll-up has not counted all rows yet"
+        raise LogsluiceError(f"{what}, then `logsluice maintain --once` counts what is there")
+    new, values = seen.new()
+    hours = f"SELECT hour AS ts, {rollup.COLUMNS} FROM {scope.table('logs_hourly')} WHERE {HOURS_IN_SCOPE}"
+    return f"({hours} UNION ALL {logs} AND {new}) AS counted", values
 
 
 def percent(part: str, whole: str) -> str:
@@ -128,6 +179,17 @@ def _opened(where: Conn | str) -> Iterator[Conn]:
         yield conn
 
 
+def _one_state(conn: Conn, scope: Scope) -> contextlib.AbstractContextManager[object]:
+    """See the roll-up and what is not in it as of one moment; the two queries of a report are apart otherwise."""
+    if not scope.rolled:
+        return contextlib.nullcontext()
+    if conn.info.transaction_status == 0:  # idle
+        return snapshot(conn)
+    if conn.execute("SELECT current_setting('transaction_isolation')", prepare=False).fetchone() == ("read committed",):
+        raise ConfigError("in a transaction of READ COMMITTED the roll-up cannot be read exactly: use reports.snapshot")
+    return contextlib.nullcontext()
+
+
 def report(
     run: Callable[Concatenate[Conn, Scope, P], list[T]],
 ) -> Callable[Concatenate[Conn | str, Scope, P], list[T]]:
@@ -135,7 +197,9 @@ def report(
 
     @functools.wraps(run)
     def opened(where: Conn | str, scope: Scope, /, *args: P.args, **options: P.kwargs) -> list[T]:
-        with _opened(where) as conn:
+        if scope.rolled and run.__name__ not in ROLLED:
+            raise ConfigError(f"the roll-up has nothing about {run.__name__}: only {', '.join(ROLLED)}")
+        with _opened(where) as conn, _one_state(conn, scope):
             if not has(conn, scope, "logs"):
                 raise LogsluiceError(
                     f"there is no table {scope.table('logs')} in database {quote(conn.info.dbname)}. A handler makes "

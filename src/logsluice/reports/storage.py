@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime  # noqa: TC003 - a field of dataclasses
 from typing import TYPE_CHECKING
 
-from logsluice.reports.scope import IN_SCOPE, Scope, fetch, report
+from logsluice.reports.scope import RECORDS, Scope, counts, fetch, report
 
 if TYPE_CHECKING:
     from logsluice.reports.scope import Conn
@@ -58,14 +58,14 @@ class StreamState:
 @report
 def volume(conn: Conn, scope: Scope) -> list[Volume]:
     """Return how much each service logged, the one with most bytes first."""
-    size = " + ".join(f"coalesce(octet_length({one}), 0)" for one in ("message", "exc_text", "attributes::text"))
+    counted, values = counts(conn, scope)
     query = (
-        "SELECT service, count(*) AS records, (count(*) / extract(epoch FROM %(until)s::timestamptz - "
-        f"%(since)s::timestamptz))::float8 AS per_second, sum({size})::bigint AS text_bytes, "
-        f"avg({size})::float8 AS avg_bytes FROM {scope.table('logs')} WHERE {IN_SCOPE} "
-        "GROUP BY service ORDER BY text_bytes DESC, service"
+        f"SELECT service, {RECORDS} AS records, (sum(records) / extract(epoch FROM %(until)s::timestamptz - "
+        "%(since)s::timestamptz))::float8 AS per_second, sum(text_bytes)::bigint AS text_bytes, "
+        f"(sum(text_bytes)::float8 / sum(records)) AS avg_bytes FROM {counted} "
+        "GROUP BY service ORDER BY 4 DESC, service"
     )
-    return fetch(conn, Volume, query, scope.values())
+    return fetch(conn, Volume, query, scope.values(**values))
 
 
 @report

@@ -1,0 +1,203 @@
+"""
+Counts of `logs` by hour, service, level and logger, kept right under late rows: `logs_hourly`, which is optional.
+
+`sql/rollup.sql` makes it; `maintain` counts what is new, before it deletes anything. Rules, each against an accident:
+
+1. A row is new when the transaction that stored it (`logs.xact`, filled in by the server) was not seen by the snapshot
+   of the last count. Neither `ts` (rows come late) nor `seq` (no order, and dead letters are sent again) can tell.
+2. The counts and the snapshot that they were made with are committed together, by one statement, so that it sees one
+   state of the database: killed in the middle nothing has happened, and who comes next counts what is left.
+3. One counts at a time: it holds the row of `logs_hourly_state`, and takes its snapshot only then.
+4. What is deleted from `logs` stays counted. Rows that come back with their `xact`, as an archive keeps it, are known;
+   rows that come without one are new. An UPDATE leaves `xact` as it is.
+5. What was there before the roll-up has no `xact`: it is counted day by day, as of the first snapshot. Until that is
+   done nobody reads the counts, and nothing is deleted.
+6. Writers wait for nothing: a BRIN index finds the new rows, made CONCURRENTLY; `xact` costs a row 8 bytes.
+
+Connections are given with autocommit on.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from logsluice import partitions
+from logsluice.columns import quote
+from logsluice.errors import LogsluiceError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import psycopg
+
+# Where hours begin: that of reports' buckets.
+HOUR = "date_bin('1 hour', ts, '2001-01-01Z')"
+# Of a row: what `volume` adds up.
+TEXT_BYTES = " + ".join(f"coalesce(octet_length({one}), 0)" for one in ("message", "exc_text", "attributes::text"))
+COLUMNS = "service, level, logger, records, text_bytes, last"  # what both have, after the hour or the moment
+
+
+@dataclass(frozen=True)
+class State:
+    """Which rows are counted."""
+
+    began: str | None  # snapshots as text
+    counted: str | None
+    filled: str | None  # a moment as text: Python knows no infinity
+    full: bool  # all that was there when it began is counted
+
+    def new(self) -> tuple[str, dict[str, Any]]:
+        """Return the condition that a row is not counted, its first half for the index, of a roll-up that is full."""
+        where = (
+            "xact >= txid_snapshot_xmin(%(counted)s::txid_snapshot) "
+            "AND NOT txid_visible_in_snapshot(xact, %(counted)s::txid_snapshot)"
+        )
+        return where, {"counted": self.counted}
+
+    def known(self) -> tuple[str, list[Any]]:
+        """Return the opposite."""
+        return "coalesce(txid_visible_in_snapshot(xact, %s::txid_snapshot), true)", [self.counted]
+
+
+def state(conn: psycopg.Connection[Any], schema: str) -> State | None:
+    """Return how far it is; None: there is no roll-up in this schema. Raises LogsluiceError when half of it is gone."""
+    query = (
+        "SELECT true FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace "
+        "WHERE n.nspname = %s::text AND c.relname = 'logs_hourly_state'"
+    )
+    if conn.execute(query, [schema], prepare=False).fetchone() is None:
+        return None
+    found = _read(conn, schema, "")
+    if found is None:
+        raise LogsluiceError(f"{quote(schema)}.logs_hourly_state is empty: `logsluice migrate --rollup` mends it")
+    return found
+
+
+def _read(conn: psycopg.Connection[Any], schema: str, how: str) -> State | None:
+    query = (
+        "SELECT began::text, counted::text, filled::text, coalesce(filled = 'infinity', false) "
+        f"FROM {quote(schema)}.logs_hourly_state {how}"
+    )
+    row = conn.execute(query, prepare=False).fetchone()
+    return None if row is None else State(*row)
+
+
+def refresh(conn: psycopg.Connection[Any], schema: str, *, stop: Callable[[], bool] = lambda: False) -> int | None:
+    """
+    Count what is new and return how many rows that were; None where there is no roll-up, or somebody else counts now.
+
+    Blocks for as long as it takes to read the new rows, at the first time all rows. `stop` is asked between two days of
+    that. Raises psycopg's errors, and LogsluiceError on another server than before.
+    """
+    if state(conn, schema) is None:
+        return None
+    number = _count(conn, schema, _new)
+    while number is not None and not stop():
+        more = _count(conn, schema, _old)
+        if more is None:
+            break
+        number += more
+    return number
+
+
+def _count(
+    conn: psycopg.Connection[Any],
+    schema: str,
+    which: Callable[[psycopg.Connection[Any], str, State], tuple[str, dict[str, Any]] | None],
+) -> int | None:
+    """Add rows in one transaction and return how many; None: there are none of these, or somebody else counts."""
+    with conn.transaction():
+        partitions.settings(conn, partitions.DROP_LOCK_TIMEOUT)
+        seen = _read(conn, schema, "FOR UPDATE SKIP LOCKED")
+        chosen = None if seen is None else which(conn, schema, seen)
+        if chosen is None:
+            return None
+        home, (where, values) = quote(schema), chosen
+        groups = "hour, service, level, logger"
+        # An hour's rows are made anew, not updated: there is no key to find them by, see rollup.sql.
+        row = conn.execute(
+            f"WITH fresh AS MATERIALIZED (SELECT {HOUR} AS hour, service, level, logger, count(*) AS records, "
+            f"sum({TEXT_BYTES})::bigint AS text_bytes, max(ts) AS last FROM {home}.logs WHERE {where} "
+            f"GROUP BY 1, 2, 3, 4), "
+            f"gone AS (DELETE FROM {home}.logs_hourly WHERE hour IN (SELECT f.hour FROM fresh f) RETURNING *), "
+            f"put AS (INSERT INTO {home}.logs_hourly (hour, {COLUMNS}) SELECT {groups}, sum(records)::bigint, "
+            f"sum(text_bytes)::bigint, max(last) FROM (SELECT hour, {COLUMNS} FROM fresh UNION ALL "
+            f"SELECT hour, {COLUMNS} FROM gone) AS one GROUP BY {groups}), "
+            f"moved AS (UPDATE {home}.logs_hourly_state SET {values.pop('moves')}) "
+            "SELECT coalesce(sum(records), 0)::bigint FROM fresh",
+            values,
+            prepare=False,
+        ).fetchone()
+    return None if row is None else row[0]
+
+
+def _new(conn: psycopg.Connection[Any], schema: str, seen: State) -> tuple[str, dict[str, Any]]:
+    """Return the condition of what was stored since the last count; of the first count: none, it only looks."""
+    if seen.counted is None:
+        return "false", {
+            "moves": "began = txid_current_snapshot(), counted = txid_current_snapshot(), filled = '-infinity'"
+        }
+    query = "SELECT txid_snapshot_xmax(%s::txid_snapshot) > txid_current()"
+    if conn.execute(query, [seen.counted], prepare=False).fetchone() == (True,):
+        # Numbers of transactions begin anew there: rows would be taken for counted ones.
+        home = quote(schema)
+        raise LogsluiceError(
+            f"{home}.logs_hourly was counted on another server and came here in a dump. To count what is stored from "
+            f"now on: ALTER TABLE {home}.logs DROP COLUMN xact; UPDATE {home}.logs_hourly_state SET "
+            "counted = txid_current_snapshot(); then `logsluice migrate --rollup`"
+        )
+    # The index, however the planner estimates a partition that nobody has analyzed yet.
+    conn.execute("SET LOCAL enable_seqscan = off; SET LOCAL jit = off", prepare=False)
+    where, values = seen.new()
+    return where, {**values, "moves": "counted = txid_current_snapshot()"}
+
+
+def _old(conn: psycopg.Connection[Any], schema: str, seen: State) -> tuple[str, dict[str, Any]] | None:
+    """Return the condition of the next day of what was there before the roll-up; None: all are counted."""
+    if seen.full:
+        return None
+    day = (
+        f"SELECT date_bin('1 day', min(ts), '2001-01-01Z')::text, (date_bin('1 day', min(ts), '2001-01-01Z') "
+        f"+ interval '1 day')::text FROM {quote(schema)}.logs WHERE ts >= %s::timestamptz"
+    )
+    row = conn.execute(day, [seen.filled], prepare=False).fetchone()
+    upper = "infinity" if row is None or row[1] is None else row[1]
+    where = (
+        "ts >= %(filled)s::timestamptz AND ts < %(upper)s::timestamptz "
+        "AND coalesce(txid_visible_in_snapshot(xact, %(began)s::txid_snapshot), true)"
+    )
+    values = {"filled": seen.filled, "upper": upper, "began": seen.began}
+    return where, {**values, "moves": "filled = %(upper)s::timestamptz"}
+
+
+# Tables that rows are in, each with its indexes on xact, of which there may be none.
+_INDEXES = """
+SELECT n.nspname::text, c.relname::text, x.relname::text, i.indisvalid, i.indexrelid
+  FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+  JOIN pg_attribute a ON a.attrelid = c.oid AND a.attname = 'xact' AND NOT a.attisdropped
+  LEFT JOIN (pg_index i JOIN pg_class x ON x.oid = i.indexrelid) ON i.indrelid = c.oid AND i.indkey[0] = a.attnum
+ WHERE c.relkind = 'r' AND (c.oid = %(logs)s::regclass OR c.oid IN (
+       SELECT inhrelid FROM pg_inherits WHERE inhparent = %(logs)s::regclass AND NOT inhdetachpending))
+"""
+
+
+def index(conn: psycopg.Connection[Any], schema: str) -> None:
+    """
+    Give each partition its BRIN index, and have each index know the pages that were filled since.
+
+    For one process at a time, in a session of its own. Without it a count reads whole partitions, and is as exact.
+    Raises psycopg's error when an open transaction is in the way for longer than 3 s; the next call goes on from there.
+    """
+    if state(conn, schema) is None:
+        return
+    found = conn.execute(_INDEXES, {"logs": f"{quote(schema)}.logs"}, prepare=False).fetchall()
+    with partitions.session(conn):
+        for home, table, index, valid, number in found:
+            if valid:
+                # Else every count would read all pages since the last VACUUM again.
+                conn.execute("SELECT brin_summarize_new_values(%s::regclass)", [number], prepare=False)
+                continue
+            if index is not None:  # of a CREATE INDEX that was interrupted
+                conn.execute(f"DROP INDEX CONCURRENTLY {quote(home)}.{quote(index)}", prepare=False)
+            conn.execute(f"CREATE INDEX CONCURRENTLY ON {quote(home)}.{quote(table)} USING brin (xact)", prepare=False)
