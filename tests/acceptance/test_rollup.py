@@ -18,7 +18,7 @@ import psycopg
 from logsluice import partitions, reports, rollup, schema
 from support.journals import killing
 
-KILLS = 6  # of writers: some 10 s
+KILLS = 10  # of writers: some 5 s
 MOST = 0.8  # seconds that a maintainer lives at most; it needs half of them to start
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 import shlex
 import subprocess
-from datetime import timedelta
+from datetime import datetime, timedelta, timezone
 
 import psycopg
 
-from logsluice import reports
+from logsluice import partitions, reports
 from logsluice.cli import main, stats
 from support.howto import BLOCK, PAGES, TITLE, Page, environment
 
@@ -28,6 +28,8 @@ def test_the_page(dsn, tmp_path, capsys, monkeypatch):
     page.lay_out(tmp_path)
     printed = {}
     for command in page.commands:
+        if "--rollup" in command or "maintain" in command:
+            continue  # below
         program, *args = shlex.split(command)
         if program == "logsluice":
             assert main(args) == 0, command
@@ -48,6 +50,28 @@ def test_the_page(dsn, tmp_path, capsys, monkeypatch):
     assert "order 21 of session 5d3e7f1a20c9 lost (TimeoutError)" in printed[page.command("logsluice top")]
 
 
+def test_the_roll_up_of_the_page(dsn, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("LOGSLUICE_DSN", dsn)
+    with psycopg.connect(dsn, autocommit=True) as conn:
+        partitions.ensure(conn, "logsluice", "day", datetime.now(timezone.utc))
+        conn.execute(
+            "INSERT INTO logsluice.logs (ts, level, service, stream, seq) "
+            "SELECT date_trunc('hour', now()) - interval '1 hour', 40, 'shop', 1, n FROM generate_series(1, 7) n"
+        )
+        commands = [one for one in Page("stats").commands if "--rollup" in one or "maintain" in one]
+        assert len(commands) == 4
+        for command in commands:
+            assert main(shlex.split(command)[1:]) == 0, command
+        printed = capsys.readouterr().out
+        assert "roll-up: 7 rows counted" in printed
+        assert '"volume": [{"service": "shop", "records": 7' in printed
+        conn.execute(next(text for _, rest, text in BLOCK.findall(TEXT) if 'title="end"' in rest))
+        columns = conn.execute(
+            "SELECT attname FROM pg_attribute WHERE attrelid = 'logsluice.logs'::regclass"
+        ).fetchall()
+        assert ("xact",) not in columns
+
+
 def test_the_table_is_the_reports():
     assert re.findall(r"^\| `([a-z-]+)` \|", TEXT, re.MULTILINE) == list(stats.REPORTS)
 
@@ -55,7 +79,9 @@ def test_the_table_is_the_reports():
 def test_select_is_enough(dsn):
     with psycopg.connect(dsn, autocommit=True) as conn:
         name = f"dashboard_{conn.info.dbname}"
-        (statements,) = (text for language, _, text in BLOCK.findall(TEXT) if language == "sql")
+        (statements,) = (
+            text for language, rest, text in BLOCK.findall(TEXT) if language == "sql" and not TITLE.search(rest)
+        )
         conn.execute(statements.replace("dashboard", name))
         try:
             conn.execute(f"SET ROLE {name}")
