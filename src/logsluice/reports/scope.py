@@ -179,15 +179,22 @@ def _opened(where: Conn | str) -> Iterator[Conn]:
         yield conn
 
 
-def _one_state(conn: Conn, scope: Scope) -> contextlib.AbstractContextManager[object]:
-    """See the roll-up and what is not in it as of one moment; the two queries of a report are apart otherwise."""
+@contextlib.contextmanager
+def _one_state(conn: Conn, scope: Scope) -> Iterator[None]:
+    """See the roll-up and what is not in it as of one moment, the latter by its index; the report has two queries."""
     if not scope.rolled:
-        return contextlib.nullcontext()
-    if conn.info.transaction_status == 0:  # idle
-        return snapshot(conn)
-    if conn.execute("SELECT current_setting('transaction_isolation')", prepare=False).fetchone() == ("read committed",):
-        raise ConfigError("in a transaction of READ COMMITTED the roll-up cannot be read exactly: use reports.snapshot")
-    return contextlib.nullcontext()
+        yield
+    elif conn.info.transaction_status == 0:  # idle
+        with snapshot(conn), _one_state(conn, scope):
+            yield
+    else:
+        query = "SELECT current_setting('transaction_isolation')"
+        if conn.execute(query, prepare=False).fetchone() == ("read committed",):
+            raise ConfigError("READ COMMITTED has no one state, and the roll-up needs one: use reports.snapshot")
+        conn.execute(rollup.BY_INDEX, prepare=False)
+        yield
+        # Other reports may follow in this transaction; after an error nothing can.
+        conn.execute("SET LOCAL enable_seqscan TO DEFAULT; SET LOCAL jit TO DEFAULT", prepare=False)
 
 
 def report(
