@@ -8,7 +8,6 @@ import logging
 import threading
 from concurrent.futures import ThreadPoolExecutor, wait
 from datetime import datetime, timedelta, timezone
-from io import BytesIO
 
 import psycopg
 import pytest
@@ -198,18 +197,17 @@ def test_pruning_waits_for_a_roll_up_that_is_not_full(plain, monkeypatch):
     assert plain.execute("SELECT count(*) FROM logsluice.logs").fetchone() == (1,)
 
 
-def test_rows_that_come_back_from_an_archive_are_known(conn):
-    put(conn, NOW - HOUR, 3)
-    rollup.refresh(conn, "logsluice")
-    put(conn, NOW - HOUR, 2)  # not counted yet
-    kept = BytesIO()
-    with conn.cursor().copy("COPY (SELECT * FROM logsluice.logs) TO STDOUT") as copy:
-        kept.writelines(copy)
-    conn.execute("DELETE FROM logsluice.logs")
-    with conn.cursor().copy("COPY logsluice.logs FROM STDIN") as copy:
-        copy.write(kept.getvalue())
-    assert rollup.refresh(conn, "logsluice") == 2
-    assert records(conn) == 5
+def test_rows_that_are_restored_from_an_archive_are_known(dsn, conn, tmp_path):
+    partitions.ensure_at(conn, "logsluice", "day", NOW - 20 * DAY)
+    put(conn, NOW - 20 * DAY, 3)
+    put(conn, NOW - HOUR, 2, level=10)
+    args = ["maintain", "--once", "--keep", "*=10d", "--archive", str(tmp_path), "--format", "jsonl", "--dsn", dsn]
+    assert main(args) == 0
+    assert conn.execute("SELECT count(*) FROM logsluice.logs").fetchone() == (2,)
+    assert main(["restore", str(tmp_path), "--dsn", dsn]) == 0
+    assert conn.execute("SELECT count(*) FROM logsluice.logs").fetchone() == (5,)
+    assert rollup.refresh(conn, "logsluice") == 0
+    assert rolled(conn) == asked(conn, SCOPE)
 
 
 def test_an_update_counts_nothing_again(conn):
