@@ -43,4 +43,6 @@ COMMENT ON TABLE :"schema".logs_hourly_state IS 'One row: which rows of logs are
 COMMENT ON COLUMN :"schema".logs_hourly_state.began IS 'Transactions whose rows were there when it began: counted day by day, up to filled. NULL: it has not begun.';
 COMMENT ON COLUMN :"schema".logs_hourly_state.counted IS 'Transactions whose rows are counted; of those that began had not seen.';
 COMMENT ON COLUMN :"schema".logs_hourly_state.filled IS 'Up to which ts the rows that were there are counted; infinity: all.';
-INSERT INTO :"schema".logs_hourly_state SELECT WHERE NOT EXISTS (SELECT FROM :"schema".logs_hourly_state);
+-- Not beside counts that are there: all rows would be counted again.
+INSERT INTO :"schema".logs_hourly_state
+SELECT WHERE NOT EXISTS (SELECT FROM :"schema".logs_hourly_state) AND NOT EXISTS (SELECT FROM :"schema".logs_hourly);

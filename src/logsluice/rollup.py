@@ -73,7 +73,10 @@ def state(conn: psycopg.Connection[Any], schema: str) -> State | None:
         return None
     found = _read(conn, schema, "")
     if found is None:
-        raise LogsluiceError(f"{quote(schema)}.logs_hourly_state is empty: `logsluice migrate --rollup` mends it")
+        raise LogsluiceError(
+            f"{quote(schema)}.logs_hourly_state is empty: which rows are counted cannot be told. "
+            "To count anew what is there: empty logs_hourly, too, then `logsluice migrate --rollup`"
+        )
     return found
 
 
@@ -159,17 +162,17 @@ def _old(conn: psycopg.Connection[Any], schema: str, seen: State) -> tuple[str, 
     """Return the condition of the next day of what was there before the roll-up; None: all are counted."""
     if seen.full:
         return None
-    day = (
-        f"SELECT date_bin('1 day', min(ts), '2001-01-01Z')::text, (date_bin('1 day', min(ts), '2001-01-01Z') "
-        f"+ interval '1 day')::text FROM {quote(schema)}.logs WHERE ts >= %s::timestamptz"
+    end = (
+        "SELECT coalesce(date_bin('1 day', min(ts), '2001-01-01Z') + interval '1 day', 'infinity')::text "
+        f"FROM {quote(schema)}.logs WHERE ts >= %s::timestamptz"
     )
-    row = conn.execute(day, [seen.filled], prepare=False).fetchone()
-    upper = "infinity" if row is None or row[1] is None else row[1]
+    row = conn.execute(end, [seen.filled], prepare=False).fetchone()
+    assert row is not None
     where = (
         "ts >= %(filled)s::timestamptz AND ts < %(upper)s::timestamptz "
         "AND coalesce(txid_visible_in_snapshot(xact, %(began)s::txid_snapshot), true)"
     )
-    values = {"filled": seen.filled, "upper": upper, "began": seen.began}
+    values = {"filled": seen.filled, "upper": row[0], "began": seen.began}
     return where, {**values, "moves": "filled = %(upper)s::timestamptz"}
 
 
@@ -195,11 +198,11 @@ def index(conn: psycopg.Connection[Any], schema: str) -> None:
         return
     found = conn.execute(_INDEXES, {"logs": f"{quote(schema)}.logs"}, prepare=False).fetchall()
     with partitions.session(conn):
-        for home, table, index, valid, number in found:
+        for home, table, old, valid, number in found:
             if valid:
                 # Else every count would read all pages since the last VACUUM again.
                 conn.execute("SELECT brin_summarize_new_values(%s::regclass)", [number], prepare=False)
                 continue
-            if index is not None:  # of a CREATE INDEX that was interrupted
-                conn.execute(f"DROP INDEX CONCURRENTLY {quote(home)}.{quote(index)}", prepare=False)
+            if old is not None:  # of a CREATE INDEX that was interrupted
+                conn.execute(f"DROP INDEX CONCURRENTLY {quote(home)}.{quote(old)}", prepare=False)
             conn.execute(f"CREATE INDEX CONCURRENTLY ON {quote(home)}.{quote(table)} USING brin (xact)", prepare=False)

@@ -375,9 +375,20 @@ def test_what_it_cannot_do_is_said(plain):
     with reports.snapshot(plain) as still:
         assert reports.services(still, whole) == []
         assert still.execute("SHOW enable_seqscan").fetchone() == ("on",), "for the reports that follow"
-    plain.execute("DELETE FROM logsluice.logs_hourly_state")
-    with pytest.raises(LogsluiceError, match="logs_hourly_state is empty: `logsluice migrate --rollup` mends it"):
-        reports.services(plain, whole)
+
+
+def test_a_lost_state_counts_nothing_twice(conn):
+    put(conn, NOW - HOUR, 3)
+    rollup.refresh(conn, "logsluice")
+    conn.execute("DELETE FROM logsluice.logs_hourly_state")
+    for _ in range(2):
+        with pytest.raises(LogsluiceError, match="logs_hourly_state is empty: which rows are counted cannot be told"):
+            rolled(conn)
+        schema.apply(conn, schema.rollup())
+    conn.execute("TRUNCATE logsluice.logs_hourly")
+    schema.apply(conn, schema.rollup())
+    assert rollup.refresh(conn, "logsluice") == 3
+    assert rolled(conn) == asked(conn, SCOPE)
 
 
 def test_the_command_line(dsn, conn, capsys):
