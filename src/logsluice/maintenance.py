@@ -9,7 +9,8 @@ Rules, each against an accident:
 2. The parts fail apart: a table that cannot be pruned keeps no partition from being made, and no other table.
 3. Never a resend: a journal's row of `stream` goes only when the journal is gone (`retired`); a memory stream's only
    when no partition is left that could hold its rows. Both when they are 30 days old.
-4. What a hold (holds.py) keeps is not touched; a partition in which it keeps a row is not dropped.
+4. What a hold (holds.py) keeps is not touched; a partition in which it keeps a row is not dropped. Each is looked at
+   again when it is detached and nobody adds a row any more; one that has to stay is attached again.
 5. `now` is given. The clock of the server decides about nothing.
 6. One at a time for each schema: a lock of the session, which a killed maintainer gives back by dying.
 7. Only tables that logsluice made: a partition that somebody detached by hand to keep it is no table of ours.

@@ -41,6 +41,10 @@ _MARK = "logsluice prune: to be dropped, was a partition of"
 _MOMENT = re.compile(r"\b(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d)(?:\.(\d{1,6}))?(?:Z|([+-])(\d\d)(?::(\d\d))?(?::(\d\d))?)")
 
 
+class KeptError(LogsluiceError):
+    """A partition must stay: the text says why."""
+
+
 @dataclass(frozen=True)
 class Partition:
     """One partition: the rows with lower <= ts < upper."""
@@ -206,13 +210,19 @@ def drop(
     Raises psycopg's error when a lock cannot be had in time. What was begun then stays begun and is listed as
     "pending" (its rows are not seen any more, its range takes none) or "detached"; dropping it again finishes it.
     `before` is called when it is detached, in the transaction that drops it and has it locked: nobody adds a row any
-    more, and if it raises, the partition stays "detached".
+    more. If it raises `KeptError` the partition is attached again, and the error goes on; with any other error it stays
+    "detached".
     DETACH ... CONCURRENTLY refuses a transaction block, so this needs a session of its own: no transaction pooler.
     """
     for current in listed(conn, schema, table):
         if (current.full_name, current.lower, current.upper) == (partition.full_name, partition.lower, partition.upper):
             with session(conn):
-                _drop(conn, f"{quote(schema)}.{quote(table)}", current, _parent(conn, schema, table), before)
+                parent = f"{quote(schema)}.{quote(table)}"
+                try:
+                    _drop(conn, parent, current, _parent(conn, schema, table), before)
+                except KeptError:
+                    _attach(conn, parent, current)
+                    raise
 
 
 def _drop(
@@ -246,6 +256,16 @@ def _detach(conn: psycopg.Connection[Any], parent: str, part: Partition, oid: in
             if row == (False,):  # not begun: whoever detaches it by hand now wants to keep it
                 conn.execute(f"COMMENT ON TABLE {part.full_name} IS NULL", prepare=False)
         raise
+
+
+def _attach(conn: psycopg.Connection[Any], parent: str, part: Partition) -> None:
+    """Make a detached table a partition again. The constraint that DETACH left is of its bounds: it is not read."""
+    lower = "MINVALUE" if part.lower is None else f"'{part.lower}'"
+    with conn.transaction():
+        settings(conn, DROP_LOCK_TIMEOUT)
+        bounds = f"FOR VALUES FROM ({lower}) TO ('{part.upper}')"
+        conn.execute(f"ALTER TABLE {parent} ATTACH PARTITION {part.full_name} {bounds}", prepare=False)
+        conn.execute(f"COMMENT ON TABLE {part.full_name} IS NULL", prepare=False)
 
 
 @contextlib.contextmanager

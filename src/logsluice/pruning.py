@@ -8,7 +8,6 @@ partition is so long that its first rows would be kept for more than a day too l
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -174,7 +173,7 @@ class Pruning:
         rules = [*self.finer, *([self.base] if self.base is not None else [])]
         self.gone = [Gone(self.table.name, rule.key, rule.keep) for rule in rules]
         self.run.report.gone += self.gone
-        self.counted: tuple[str, list[Any]] | None = None  # the condition that a row is in the roll-up
+        self.counted: rollup.State | None = None  # what the roll-up had counted when it began
 
     def prune(self) -> None:
         """Do it."""
@@ -182,7 +181,7 @@ class Pruning:
         if seen is not None and not self.run.report.dry_run:
             if not seen.full:
                 raise LogsluiceError("the roll-up has not counted all of its rows yet")
-            self.counted = seen.known()
+            self.counted = seen
         keeps = [one.keep for one in self.gone]
         if not self.table.partitioned:
             self._plain(f"{quote(self.run.schema)}.{quote(self.table.name)}")
@@ -198,7 +197,7 @@ class Pruning:
                 blocked = self._whole(part)
         for part in parts:
             if part not in old and not self.run.stop() and self._partly(part) and not blocked:
-                blocked = self._whole(part)
+                blocked = self._whole(part, emptied=True)
 
     def _plain(self, name: str) -> None:
         """Delete what is due in a table without partitions, if its oldest row is."""
@@ -210,49 +209,68 @@ class Pruning:
     def _cut(self, keep: float) -> datetime:
         return self.run.now - timedelta(seconds=keep)
 
-    def _whole(self, part: Partition) -> bool:
+    def _whole(self, part: Partition, *, emptied: bool = False) -> bool:
         """Drop a partition unless something keeps it; whether no other can be dropped before it."""
-        run, conn = self.run, self.run.conn
-        held = run.holds(self.table.name, part.lower, part.upper)
-        name = holds.keeping(conn, held, part.full_name, self.table.columns)
-        if name is not None:
-            run.report.held.append(f"{part.name}: hold {name!r} keeps rows of it")
+        run, conn, attached = self.run, self.run.conn, part.state == "attached"
+        held = self._held(part)
+        if held is not None and attached:
+            run.report.held.append(f"{part.name}: {held}")
             self._rows(part.full_name, part.lower, part.upper, all_due=True)
             return False
         gone = self.gone[-1]
-        if self._has_new(part):
-            run.report.skipped.append(f"{part.name} is not dropped: rows came that the roll-up has not counted yet")
+        try:
+            if attached:
+                self._look(part, emptied=emptied)
+            if not run.report.dry_run:
+                self._drop(part, emptied=emptied)
+        except partitions.KeptError as why:
+            run.report.skipped.append(f"{part.name} is not dropped: {why}")
             return False
-        if not run.report.dry_run:
-            try:
-                self._drop(part)
-            except psycopg.Error as error:
-                if conn.closed:
-                    raise
-                run.report.skipped.append(f"{part.name} is not dropped, it is tried again next time: {reason(error)}")
-                now = partitions.listed(conn, run.schema, self.table.name)
-                return any(one.state == "pending" for one in now)
+        except psycopg.Error as error:
+            if conn.closed:
+                raise
+            run.report.skipped.append(f"{part.name} is not dropped, it is tried again next time: {reason(error)}")
+            now = partitions.listed(conn, run.schema, self.table.name)
+            return any(one.state == "pending" for one in now)
         gone.partitions.append(part.name)
         gone.partition_rows += part.rows
         gone.size += part.size
         return False
 
-    def _drop(self, part: Partition) -> None:
+    def _drop(self, part: Partition, *, emptied: bool) -> None:
         """Drop a partition; with an archive only when all of it is there, what came in while it was written, too."""
-        run, before = self.run, None
-        if run.store is not None:
-            source, store = of_partition(run.schema, self.table.name, part), run.store.whole
-            store(source)
-            before = functools.partial(store, source, locked=True)
+        run = self.run
+        source = of_partition(run.schema, self.table.name, part)
+        if run.store is not None and part.state == "attached":
+            run.store.whole(source)
+
+        def before() -> None:
+            # Nobody adds a row any more. What came since the first look must not go with the rest.
+            held = self._held(part)
+            if held is not None:
+                raise partitions.KeptError(held)
+            self._look(part, emptied=emptied)
+            if run.store is not None:
+                run.store.whole(source, locked=True)
+
         partitions.drop(run.conn, run.schema, part, table=self.table.name, before=before)
 
-    def _has_new(self, part: Partition) -> bool:
-        """Tell whether rows came to it since the roll-up was counted; of what is detached already it never will be."""
-        if self.counted is None or part.state != "attached":
-            return False
-        where, values = self.counted
-        query = f"SELECT true FROM ONLY {part.full_name} WHERE NOT {where} LIMIT 1"
-        return self.run.conn.execute(query, values, prepare=False).fetchone() is not None
+    def _held(self, part: Partition) -> str | None:
+        """Return which hold keeps rows of it, as a sentence."""
+        held = self.run.holds(self.table.name, part.lower, part.upper)
+        name = holds.keeping(self.run.conn, held, part.full_name, self.table.columns)
+        return None if name is None else f"hold {name!r} keeps rows of it"
+
+    def _look(self, part: Partition, *, emptied: bool) -> None:
+        """Raise `KeptError` for rows that may not go: no rule was asked about them, or the roll-up lacks them."""
+        if emptied and self._any(part):
+            raise partitions.KeptError("rows came after it was emptied")
+        if self.counted is not None and rollup.lacks(self.run.conn, self.counted, part.full_name):
+            raise partitions.KeptError("rows came that the roll-up has not counted yet")
+
+    def _any(self, part: Partition) -> bool:
+        query = f"SELECT true FROM ONLY {part.full_name} LIMIT 1"
+        return self.run.conn.execute(query, prepare=False).fetchone() is not None
 
     def _partly(self, part: Partition) -> bool:
         """Delete what is due in a partition that stays; whether it is empty now, and past its table's own rule."""
@@ -265,8 +283,7 @@ class Pruning:
         if not any(part.lower is None or part.lower < cut for cut in cuts):
             return False
         self._rows(part.full_name, part.lower, part.upper, all_due=past or long)
-        rest = f"SELECT true FROM ONLY {part.full_name} LIMIT 1"
-        return past and not self.run.report.dry_run and self.run.conn.execute(rest, prepare=False).fetchone() is None
+        return past and not self.run.report.dry_run and not self._any(part)
 
     def _rows(self, name: str, lower: datetime | None, upper: datetime | None, *, all_due: bool) -> None:
         """Delete the rows that are due; with `all_due` also those of the table's own rule."""
@@ -288,7 +305,7 @@ class Pruning:
         # Without WHEN a CASE is no SQL.
         due_sql, which_sql = (" ".join(cases), " ".join(which)) if self.finer else ("ts < %s::timestamptz", "0")
         kept, kept_values = holds.any_of(self.run.holds(self.table.name, lower, upper), self.table.columns)
-        known, snapshot = self.counted or ("true", [])
+        known, snapshot = self.counted.known() if self.counted is not None else ("true", [])
         where = f"({due_sql}) AND {kept} IS NOT TRUE AND {known}"
         ends = max(
             [self._cut(one.keep) for one in (*self.finer, self.base) if one is not None and one.keep is not None]

@@ -63,6 +63,13 @@ class State:
         return "coalesce(txid_visible_in_snapshot(xact, %s::txid_snapshot), true)", [self.counted]
 
 
+def lacks(conn: psycopg.Connection[Any], seen: State, full_name: str) -> bool:
+    """Whether a partition, attached or not, has rows that are not counted."""
+    where, values = seen.known()
+    query = f"SELECT true FROM ONLY {full_name} WHERE NOT {where} LIMIT 1"
+    return conn.execute(query, values, prepare=False).fetchone() is not None
+
+
 def state(conn: psycopg.Connection[Any], schema: str) -> State | None:
     """Return how far it is; None: there is no roll-up in this schema. Raises LogsluiceError when half of it is gone."""
     query = (

@@ -457,6 +457,62 @@ def test_a_hold_keeps_its_rows_and_no_others(conn, now):
     assert messages(conn) == []
 
 
+@pytest.fixture
+def late(monkeypatch):
+    """What it is set to is done when a partition was looked at, a moment before it is detached."""
+    todo = []
+    detach = partitions._detach
+
+    def detached(*given):
+        while todo:
+            todo.pop()()
+        detach(*given)
+
+    monkeypatch.setattr(partitions, "_detach", detached)
+    return todo
+
+
+def test_a_held_row_that_comes_at_the_last_moment_stays(conn, now, late):
+    put(conn, now - 40 * DAY, message="other")
+    hold(conn, "case 7", match={"user_id": "u-7"})
+    late.append(lambda: put(conn, now - 40 * DAY, message="mine", user_id="u-7"))
+    name = f"logs_{now - 40 * DAY:%Y%m%d}"
+    assert run(conn, STAR, now).skipped == [f"{name} is not dropped: hold 'case 7' keeps rows of it"]
+    assert not late
+    assert messages(conn) == ["mine", "other"], "it is a partition again"
+    report = run(conn, STAR, now)
+    assert (messages(conn), report.held) == (["mine"], [f"{name}: hold 'case 7' keeps rows of it"])
+    put(conn, now - 40 * DAY, message="later")
+    conn.execute("DELETE FROM logsluice.hold")
+    assert figures(run(conn, STAR, now)) == {("logs", "*"): (1, 0)}
+
+
+def test_a_row_that_is_kept_for_ever_and_comes_at_the_last_moment_stays(conn, now, late):
+    put(conn, now - 40 * DAY)
+    late.append(lambda: put(conn, now - 40 * DAY, 40, "late"))
+    given = {"ERROR": "forever", "*": "30d"}
+    (said,) = run(conn, given, now).skipped
+    assert said.endswith("is not dropped: rows came after it was emptied")
+    assert (messages(conn), late) == (["late"], [])
+    assert run(conn, given, now).skipped == []
+    assert messages(conn) == ["late"]
+
+
+def test_a_hold_that_is_written_after_an_interrupted_drop_brings_the_partition_back(conn, now, late):
+    put(conn, now - 40 * DAY)
+    (part,) = [one for one in partitions.listed(conn, "logsluice") if one.upper <= now - 30 * DAY]
+
+    def killed():
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        partitions.drop(conn, "logsluice", part, before=killed)
+    assert messages(conn) == []
+    hold(conn, "case 7")
+    assert run(conn, STAR, now).skipped == [f"{part.name} is not dropped: hold 'case 7' keeps rows of it"]
+    assert messages(conn) == ["m"]
+
+
 def test_a_hold_of_a_time_keeps_it_whole(conn, now):
     for days in (40, 41, 42):
         put(conn, now - days * DAY, 10, message=f"{days}")

@@ -146,6 +146,27 @@ def test_what_was_there_before_is_counted_day_by_day(dsn, plain):
     assert rollup.refresh(plain, "logsluice") == 0
 
 
+@pytest.mark.parametrize("by_hand", [False, True])
+def test_a_row_that_comes_when_its_partition_is_dropped_is_counted_first(dsn, conn, monkeypatch, by_hand):
+    partitions.ensure_at(conn, "logsluice", "day", NOW - 20 * DAY)
+    put(conn, NOW - 20 * DAY)
+    detach = partitions._detach
+
+    def late(*given):
+        monkeypatch.undo()
+        put(conn, NOW - 20 * DAY)
+        detach(*given)
+
+    monkeypatch.setattr(partitions, "_detach", late)
+    for left in (2, 0):
+        if by_hand:
+            assert main(["prune", "--dsn", dsn, "--keep", "15d", "--yes"]) == 0
+        else:
+            assert len(maintain(conn, {"*": "15d"}).skipped) == (left > 0)
+        assert conn.execute("SELECT count(*) FROM logsluice.logs").fetchone() == (left,)
+    assert conn.execute("SELECT sum(records) FROM logsluice.logs_hourly").fetchone() == (2,)
+
+
 def test_nothing_is_deleted_before_it_is_counted(conn, monkeypatch):
     for days in (20, 10):
         partitions.ensure_at(conn, "logsluice", "day", NOW - days * DAY)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import shlex
 import sys
 from datetime import datetime, timedelta, timezone
@@ -67,17 +68,26 @@ def _held(conn: psycopg.Connection[Any], schema: str, parts: Sequence[partitions
     return found
 
 
+def _look(conn: psycopg.Connection[Any], schema: str, part: partitions.Partition) -> None:
+    held = _held(conn, schema, [part])
+    if held:
+        raise partitions.KeptError(f"legal hold {held[part.name]!r}")
+    seen = rollup.state(conn, schema)
+    if seen is not None and rollup.lacks(conn, seen, part.full_name):
+        raise partitions.KeptError("rows came that the roll-up has not counted yet, run the same again")
+
+
 def _drop_all(conn: psycopg.Connection[Any], schema: str, old: Sequence[partitions.Partition]) -> int:
     """Drop each by itself: one that is in use keeps no other, unless PostgreSQL says so."""
     failed = 0
     print()
     for part in old:
         try:
-            held = _held(conn, schema, [part])  # again: it may be new
-            if held:
-                print(f"kept {part.name}: legal hold {held[part.name]!r}")
-                continue
-            partitions.drop(conn, schema, part)
+            if part.state == "attached":
+                _look(conn, schema, part)  # before it is detached, and again when nobody adds a row any more
+            partitions.drop(conn, schema, part, before=functools.partial(_look, conn, schema, part))
+        except partitions.KeptError as kept:
+            print(f"kept {part.name}: {kept}")
         except psycopg.Error as error:
             failed += 1
             in_use = isinstance(error, psycopg.errors.LockNotAvailable)
