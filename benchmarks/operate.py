@@ -304,11 +304,11 @@ class Waits(threading.Thread):
         query = """
             SELECT coalesce(extract(epoch FROM max(clock_timestamp() - l.waitstart)), 0)::float8
               FROM pg_locks l JOIN pg_stat_activity a USING (pid)
-             WHERE NOT l.granted AND a.query LIKE '%%COPY%%' AND a.application_name LIKE 'logsluice%%'
+             WHERE NOT l.granted AND a.application_name = %s
         """
         with psycopg.connect(self.dsn, autocommit=True) as conn:
             while not self.ended.wait(SAMPLE):
-                self.longest = max(self.longest, one(conn, query))
+                self.longest = max(self.longest, one(conn, query, f"logsluice/{SERVICE}"))
 
 
 def wait(seconds):
