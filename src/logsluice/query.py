@@ -14,7 +14,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from datetime import datetime, timedelta, timezone
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 import psycopg
@@ -27,7 +27,8 @@ from logsluice import conditions, grammar
 from logsluice.columns import quote
 from logsluice.config import PostgresSettings
 from logsluice.errors import ConfigError, LogsluiceError
-from logsluice.records import Count, Key, Record, key_of, maker, read_json, shown
+from logsluice.following import Follower, Late
+from logsluice.records import Count, Key, Plan, Record, key_of, maker, read_json, shown
 from logsluice.sinks.link import check_dsn
 
 if TYPE_CHECKING:
@@ -39,12 +40,13 @@ if TYPE_CHECKING:
     When = str | datetime | timedelta | None  # "2h", a time, or how long ago
     Position = Record | Key | str  # str: an id that says when, ts~stream~seq
 
-__all__ = ["Count", "Key", "Query", "Record"]
+__all__ = ["Count", "Key", "Late", "Query", "Record"]
 
 CONNECT_SECONDS = 10.0  # that a call waits for a connection of the pool: a person may be waiting
 POOL_SIZE = 4  # connections at most, opened as they are needed: readers are people and pages, not traffic
 FETCH = 1_000  # rows fetched at a time while streaming: 1 MB of ordinary ones
-FOLLOW_OVERLAP = 60.0  # seconds that `follow` reads anew each time: a batch commits after its records were made
+FOLLOW_WINDOW = 60.0  # seconds that a record may be late for `follow`: batches commit after their records were made
+MOST_WINDOW = 86_400  # seconds, a day: each wide look reads all rows of it
 # jit: it compiles the same expressions anew for each partition, longer than the query then takes.
 _SETTINGS = """
     SELECT pg_catalog.set_config('transaction_read_only', 'on', true),
@@ -70,13 +72,8 @@ TABLES = """
 """
 
 
-class _Plan(NamedTuple):
-    """One query, understood: what it selects, and what makes a Record of a row."""
-
-    source: sql.Composable
-    columns: sql.Composable
-    where: Condition
-    record: Callable[[Sequence[Any]], Record]
+class _AwayError(LogsluiceError):
+    """No connection was to be had."""
 
 
 class Query:
@@ -162,43 +159,81 @@ class Query:
             with conn.cursor("logsluice_query", row_factory=tuple_row) as cursor:
                 cursor.itersize = FETCH
                 read_json(cursor)
-                cursor.execute(*_select(plan, backwards=newest_first))
+                cursor.execute(*plan.select(backwards=newest_first))
                 for row in cursor:
                     yield plan.record(row)
 
     def follow(
-        self, filter: str = "", *, table: str = "logs", since: When = None, poll: float = 1.0,  # noqa: A002 - as above
-        overlap: float = FOLLOW_OVERLAP, stop: threading.Event | None = None,
+        self, filter: str = "", *, table: str = "logs", since: When = None, last: int | None = None,  # noqa: A002 - as above
+        poll: float = 1.0, window: float = FOLLOW_WINDOW, late: Callable[[Late], None] | None = None,
+        notice: Callable[[str], None] | None = None, stop: threading.Event | None = None,
     ) -> Iterator[Record]:  # fmt: skip
         """
-        Yield records as they are stored, each once, oldest first; it ends when `stop` is set, else never.
+        Yield records as they are stored, each once; it ends when `stop` is set, else never.
 
-        From `since` on, or from now. It looks every `poll` seconds, and holds no connection in between. A record that
-        is stored more than `overlap` seconds after it was made is not seen: its program was cut off, or its clock is
-        slow. Each look reads the rows of that time anew, and keeps their identities in memory.
+        It begins with what is stored from `since` on, oldest first, or with the `last` so many of it; without either
+        with what comes. It looks every `poll` seconds, yields what a look finds in the order of its time, and holds no
+        connection in between.
+
+        A record that is stored more than `window` seconds after it was made is not yielded: its program was cut off, or
+        its clock is slow. `late` is called with a `Late` that says how many such a stream had, whatever the filter is,
+        and what finds them: when no more of them come, and at most once a window for each stream. That needs SELECT on
+        `stream`, too; without it, and of a view, late records go unnoticed, and each look reads the whole window.
+
+        `notice` is called with a sentence about what a person should know: that, and when the connection is lost and
+        there again. Over a pool it goes on after that, with nothing missed and nothing twice; over a connection of
+        yours the error is raised, as is any error of the first look.
         """
         stop = stop or threading.Event()
-        shown: set[tuple[int, int]] = set()
-        lower: datetime | None = None if since is None else self._when("since", since)
-        first = True
-        while not stop.is_set():
-            with self._reading() as conn:
-                now = conn.cursor(row_factory=tuple_row).execute("SELECT clock_timestamp()").fetchone()[0]  # type: ignore[index]  # one row
-            if lower is None:
-                lower = now
-            start = lower if first else max(lower, now - timedelta(seconds=overlap))
-            lower, first = start, False
-            seen: set[tuple[int, int]] = set()
-            last: Key | None = None
-            while True:
-                page = self.logs(filter, table=table, since=start, after=last, limit=FETCH, newest_first=False)
-                seen.update((one.stream, one.seq) for one in page)
-                yield from (one for one in page if (one.stream, one.seq) not in shown)
-                if len(page) < FETCH or stop.is_set():
-                    break
-                last = page[-1].key
-            shown = seen
-            stop.wait(poll)
+        say = notice or (lambda _text: None)
+        follower: Follower | None = None
+        lost = end = False
+        while not end:
+            wait = True
+            try:
+                with self._reading(repeatable=True) as conn:
+                    if follower is None:
+                        follower = self._follower(conn, filter, table, since, last=last, window=window)
+                        if not follower.counts_late:
+                            say(f'this role may not read {quote(self.schema)}."stream", or {quote(table)} is a view: '
+                                f"what is stored more than {window:g} s late is not told")  # fmt: skip
+                    page = follower.read(conn)
+                if lost:
+                    say("connected again: nothing was missed")
+                lost, wait = False, page.end
+                yield from follower.accept(page)
+                end = stop.is_set()
+                self._tell_late(follower, late, at_end=end)
+            except (psycopg.OperationalError, _AwayError) as error:
+                if follower is None or isinstance(self._where, psycopg.Connection):
+                    raise
+                if not lost:
+                    say(f"the connection is lost, trying again: {' '.join(str(error).split())}")
+                lost, end = True, stop.is_set()
+            if wait and not end:
+                end = stop.wait(poll) and lost  # one look more: what came before `stop` is shown
+
+    def _follower(
+        self, conn: psycopg.Connection[Any], text: str, table: str, since: When, *, last: int | None,
+        window: float,
+    ) -> Follower:  # fmt: skip
+        if not 0 < window <= MOST_WINDOW:
+            raise LogsluiceError(f"window must be more than 0 and at most {MOST_WINDOW:,} seconds, got {window!r}")
+        if last is not None and last != 0:
+            _positive("last", last)
+        others = [row[0] for row in conn.cursor(row_factory=tuple_row).execute(TABLES, [self.schema])]
+        return Follower(
+            conn, self._plan(conn, text, table, None, None), self.schema, table, others,
+            since=None if since is None else self._when("since", since), last=last, window=timedelta(seconds=window),
+        )  # fmt: skip
+
+    def _tell_late(self, follower: Follower, late: Callable[[Late], None] | None, *, at_end: bool) -> None:
+        for stream in follower.untold(at_end=at_end):
+            with self._reading(repeatable=True) as conn:
+                found = follower.measure(conn, stream)
+            follower.told(found)
+            if late is not None:
+                late(found)
 
     def count(
         self, filter: str = "", *, table: str = "logs", since: When = None, until: When = None,  # noqa: A002 - as above
@@ -268,18 +303,20 @@ class Query:
             plan = self._plan(conn, filter, table, since, until, more=more)
             cursor = conn.cursor(row_factory=tuple_row)
             read_json(cursor)
-            cursor.execute(*_select(plan, backwards=backwards, limit=limit))
+            cursor.execute(*plan.select(backwards=backwards, limit=limit))
             return [plan.record(row) for row in cursor]
 
     @contextlib.contextmanager
-    def _reading(self) -> Iterator[psycopg.Connection[Any]]:
-        """Begin a transaction that only reads, in which no statement takes for ever."""
+    def _reading(self, *, repeatable: bool = False) -> Iterator[psycopg.Connection[Any]]:
+        """Begin a transaction that only reads, in which no statement takes for ever; of one snapshot if asked to."""
         timeout = "0" if self._timeout is None else f"{round(self._timeout * 1000)}ms"
         with self._connection() as conn:
             if conn.info.transaction_status != TransactionStatus.IDLE:
                 raise LogsluiceError("the connection is in a transaction: commit it first, or give another one")
             try:
                 with conn.transaction():
+                    if repeatable:
+                        conn.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
                     conn.execute(_SETTINGS, [timeout])
                     yield conn
             except psycopg.errors.QueryCanceled:
@@ -299,7 +336,7 @@ class Query:
         try:
             conn = self._where.getconn(CONNECT_SECONDS)
         except PoolTimeout:
-            raise LogsluiceError(
+            raise _AwayError(
                 f"no connection to the database within {CONNECT_SECONDS:g} s: the logger psycopg.pool says why"
             ) from None
         try:
@@ -328,14 +365,15 @@ class Query:
             there = ", ".join(row[0] for row in cursor.execute(TABLES, [self.schema])) or "none"
             raise LogsluiceError(
                 f"there is no table {quote(self.schema)}.{quote(table)} with ts, stream and seq that this role may "
-                f"read; tables of records there: {there}. A handler makes one with its first record"
+                f"read; tables of records there: {there}. A handler makes one with its first record, "
+                "`logsluice migrate` makes logs now"
             )
         return {name: grammar.kind_of(name, sql_type) for name, sql_type in types.items()}
 
     def _plan(
         self, conn: psycopg.Connection[Any], text: str, table: str, since: When, until: When, *,
         more: Sequence[Condition] = (),
-    ) -> _Plan:  # fmt: skip
+    ) -> Plan:  # fmt: skip
         kinds = self._columns(conn, table)
         cursor = conn.cursor()
         terms = grammar.parse(text, kinds, now=datetime.now(timezone.utc), zone=self.zone)
@@ -348,15 +386,7 @@ class Query:
         ]  # fmt: skip
         where = conditions.all_of([*found, *more, *map(conditions.of_term, terms)])
         columns = sql.SQL(", ").join(shown(name, kind) for name, kind in kinds.items())
-        return _Plan(sql.Identifier(self.schema, table), columns, where, maker(table, tuple(kinds)))
-
-
-def _select(plan: _Plan, *, backwards: bool, limit: int | None = None) -> tuple[sql.Composed, list[Any]]:
-    query = sql.SQL("SELECT {} FROM {} r WHERE {} ORDER BY r.ts {way}, r.stream {way}, r.seq {way}{limit}").format(
-        plan.columns, plan.source, plan.where.sql, way=sql.SQL("DESC" if backwards else "ASC"),
-        limit=sql.SQL("" if limit is None else " LIMIT %s"),
-    )  # fmt: skip
-    return query, [*plan.where.values, *([] if limit is None else [limit])]
+        return Plan(sql.Identifier(self.schema, table), columns, where, maker(table, tuple(kinds)))
 
 
 def _try_regex(cursor: psycopg.Cursor[Any], text: str, term: grammar.Term) -> None:

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from datetime import datetime
 
+    from logsluice.conditions import Condition
+
 # What Python's datetime holds, in any time zone; PostgreSQL's goes on, and rows may come from elsewhere.
 _FIRST, _LAST = "0001-01-02 00:00:00+00", "9999-12-30 00:00:00+00"
 
@@ -80,6 +82,23 @@ class Record:
 
 
 _KNOWN = tuple(one.name for one in fields(Record) if one.name not in {"table", "fields"})
+
+
+class Plan(NamedTuple):
+    """One query, understood: what it selects, and what makes a Record of a row."""
+
+    source: sql.Composable
+    columns: sql.Composable
+    where: Condition
+    record: Callable[[Sequence[Any]], Record]
+
+    def select(self, *, backwards: bool = False, limit: int | None = None) -> tuple[sql.Composed, list[Any]]:
+        """Return the statement and its values: rows in the order of their keys."""
+        query = sql.SQL("SELECT {} FROM {} r WHERE {} ORDER BY r.ts {way}, r.stream {way}, r.seq {way}{limit}").format(
+            self.columns, self.source, self.where.sql, way=sql.SQL("DESC" if backwards else "ASC"),
+            limit=sql.SQL("" if limit is None else " LIMIT %s"),
+        )  # fmt: skip
+        return query, [*self.where.values, *([] if limit is None else [limit])]
 
 
 class Count(NamedTuple):

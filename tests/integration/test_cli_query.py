@@ -105,7 +105,7 @@ def test_json_and_ndjson(run):
     (camel,) = json.loads(run("-o", "json", "--keys", "camel", "--tz", "Europe/Paris", "paid").out)
     assert (camel["traceId"], camel["ts"]) == ("ab", "2026-11-22T10:01:02.123456+01:00")
     assert camel["attributes"] == first["attributes"]  # these are the program's own names
-    assert main(["show", first["id"], "--dsn", "host=/nowhere"]) == 1  # the id is one; there is no server
+    assert main(["show", first["id"], "--dsn", "host=/nowhere"]) == 2  # the id is one; there is no server
 
 
 def test_logfmt(run):

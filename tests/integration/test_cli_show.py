@@ -96,5 +96,5 @@ def test_what_is_not_there_and_what_was_refused(stored, capsys):
     "text", ["", "17", "x~y", "1~2~3~4", "w~1~1", "1~99999999999999999999", "-1~1", "v" * 30 + "~1~1"]
 )
 def test_what_is_no_id_is_said(text, capsys):
-    assert main(["show", "--dsn", "host=/nowhere", "--", text]) == 1
+    assert main(["show", "--dsn", "host=/nowhere", "--", text]) == 2
     assert "is no id: write a uuid" in capsys.readouterr().err

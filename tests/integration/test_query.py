@@ -207,7 +207,7 @@ def test_follow_shows_each_row_once_late_ones_too(conn, query):
     stop = threading.Event()
     watchdog = threading.Timer(120, stop.set)  # seconds; else a row that is not shown would be waited for for ever
     watchdog.start()
-    followed = query.follow("level>=info", since=timedelta(hours=1), poll=0.01, overlap=3600, stop=stop)
+    followed = query.follow("level>=info", since=timedelta(hours=1), poll=0.01, window=3600, stop=stop)
     assert next(followed).message == "before"
     insert(conn, {"ts": NOW, "seq": 1, "message": "second"}, {"ts": NOW, "level": 10, "seq": 2})
     assert next(followed).message == "second"

@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return int(args.run(args))
     except LogsluiceError as error:
         print(f"logsluice: {error}", file=sys.stderr)
-        return 1
+        return int(getattr(args, "failed", 1))  # of what ends as grep does 1 says that nothing was found
     except BrokenPipeError:  # `logsluice tail | head` closes our output early: that is not an error
         sys.stderr.close()
         return 0

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 DSN_VARIABLE = "LOGSLUICE_DSN"
 # Seconds to connect, unless the DSN or PGCONNECT_TIMEOUT says otherwise: a person waits, and libpq would wait for ever.
 _CONNECT_TIMEOUT = "10"
-_SECRETS = ("password", "sslpassword", "oauth_client_secret")
+SECRETS = ("password", "sslpassword", "oauth_client_secret")
 _UNITS = {"m": timedelta(minutes=1), "h": timedelta(hours=1), "d": timedelta(days=1), "w": timedelta(weeks=1)}
 
 
@@ -45,27 +45,33 @@ def add_dsn(parser: argparse.ArgumentParser, *, schema: bool = True) -> None:
         )
 
 
-def connect(args: argparse.Namespace) -> psycopg.Connection[Any]:
-    """Connect where the arguments or the environment say, with autocommit. Raises one line without a secret."""
-    dsn = args.dsn if args.dsn is not None else os.environ.get(DSN_VARIABLE, "")
+def dsn(args: argparse.Namespace) -> str:
+    """Return where the arguments or the environment say, as a libpq string. Raises one line without a secret."""
+    text = args.dsn if args.dsn is not None else os.environ.get(DSN_VARIABLE, "")
     try:
-        given = conninfo.conninfo_to_dict(dsn)
+        given = conninfo.conninfo_to_dict(text)
     except psycopg.Error:
         # libpq quotes what it cannot read, and that may be a part of the password.
         raise LogsluiceError(
             "the DSN cannot be read; write 'host=... dbname=... user=...' or postgresql://user@host:port/dbname, "
             "with odd characters percent-encoded in a URI"
         ) from None
-    if misread(dsn, given):
+    if misread(text, given):
         raise LogsluiceError(MISREAD)
     ours = {"fallback_application_name": "logsluice"}
     if "PGCONNECT_TIMEOUT" not in os.environ:
         ours["connect_timeout"] = _CONNECT_TIMEOUT
+    return conninfo.make_conninfo(**{**ours, **given})  # type: ignore[arg-type]  # values are str
+
+
+def connect(args: argparse.Namespace) -> psycopg.Connection[Any]:
+    """Connect where the arguments or the environment say, with autocommit. Raises one line without a secret."""
+    where = dsn(args)
     try:
-        return psycopg.connect(autocommit=True, **{**ours, **given})  # type: ignore[arg-type]  # values are str
+        return psycopg.connect(where, autocommit=True)
     except psycopg.Error as error:
-        text = one_line(str(error))
-        for secret in _SECRETS:
+        text, given = one_line(str(error)), conninfo.conninfo_to_dict(where)
+        for secret in SECRETS:
             if given.get(secret):
                 text = text.replace(str(given[secret]), "***")
         raise LogsluiceError(f"cannot connect: {text}") from None

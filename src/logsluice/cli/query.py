@@ -13,15 +13,16 @@ import os
 import sys
 import zoneinfo
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from logsluice.cli import common, output
 from logsluice.columns import quote
-from logsluice.errors import LogsluiceError
 from logsluice.query import Query
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
+
+    import psycopg
 
     from logsluice.records import Record
 
@@ -32,17 +33,23 @@ MOST = 1_000_000  # records held in memory before the first is printed: 1 GB of 
 def register(commands: common.Commands) -> None:
     """Add the command."""
     parser = commands.add_parser("query", help='find records: level>=warning service=shop "card refused"')
+    add_options(parser)
+    parser.add_argument(
+        "-n", type=_count, default=100, metavar="ROWS", help="how many of the newest, or all (default: %(default)s)"
+    )
+    parser.add_argument("--until", metavar="TIME", help="before then, in the words of --since")
+    parser.set_defaults(run=run, failed=FAILED)
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add what `query` and `tail` have both: the filter, where it looks, how it prints."""
     parser.add_argument(
         "filter", nargs="*", metavar="FILTER",
         help="KEY=VALUE, also != ~= ~~= !~= !~~= > >= < <=, or words of the message; all must hold. In the shell "
         "'put quotes around' what has < > or blanks",
     )  # fmt: skip
     parser.add_argument("--since", metavar="TIME", help="from then on: 15m, 2h, yesterday, today, 2026-11-22, RFC 3339")
-    parser.add_argument("--until", metavar="TIME", help="before then, in the same words")
     parser.add_argument("--table", default="logs", help="logs, or that of a typed log (default: %(default)s)")
-    parser.add_argument(
-        "-n", type=_count, default=100, metavar="ROWS", help="how many of the newest, or all (default: %(default)s)"
-    )
     parser.add_argument("-o", choices=output.FORMATS, default="pretty", help="how (default: %(default)s)")
     parser.add_argument("--keys", choices=("snake", "camel"), default="snake", help="trace_id or traceId in the output")
     parser.add_argument(
@@ -53,37 +60,34 @@ def register(commands: common.Commands) -> None:
         "--timeout", type=_seconds, default=30.0, metavar="SECONDS", help="of the query (default: %(default)g)"
     )
     common.add_dsn(parser)
-    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the records."""
-    try:
-        return _run(args)
-    except LogsluiceError as error:  # main() would return 1: that nothing was found
-        print(f"logsluice: {error}", file=sys.stderr)
-        return FAILED
-
-
-def _run(args: argparse.Namespace) -> int:
+    """Print the records; 1 when there are none."""
     text = " ".join(args.filter)
     with common.connect(args) as conn:
-        where = f"{quote(args.schema)}.{quote(args.table)} in database {quote(conn.info.dbname)}"
+        where = place(args, conn)
         with common.said(f"cannot read {where}"):
             query = Query(conn, schema=args.schema, statement_timeout=args.timeout, zone=args.tz)
             columns = tuple(query.columns(args.table))
             wanted = {"table": args.table, "since": args.since, "until": args.until}
             if args.n is None:
                 with contextlib.closing(query.iterate(text, **wanted)) as found:
-                    count = _print(found, args, columns)
+                    count = show(found, args, columns)
             else:
-                count = _print(reversed(query.logs(text, limit=args.n, **wanted)), args, columns)
+                count = show(reversed(query.logs(text, limit=args.n, **wanted)), args, columns)
     if not count:
         print(f"no records that fit in {where}", file=sys.stderr)
     return FOUND if count else NONE
 
 
-def _print(found: Iterable[Record], args: argparse.Namespace, columns: tuple[str, ...]) -> int:
+def place(args: argparse.Namespace, conn: psycopg.Connection[Any]) -> str:
+    """Return what is read, for messages."""
+    return f"{quote(args.schema)}.{quote(args.table)} in database {quote(conn.info.dbname)}"
+
+
+def show(found: Iterable[Record], args: argparse.Namespace, columns: tuple[str, ...]) -> int:
+    """Print records as the options say, and return how many."""
     count = 0
 
     def counted() -> Iterator[Record]:

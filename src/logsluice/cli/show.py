@@ -12,7 +12,6 @@ from psycopg import rows, sql
 
 from logsluice.cli import common, output
 from logsluice.columns import quote
-from logsluice.errors import LogsluiceError
 from logsluice.ids import Id, made, parse
 from logsluice.query import TABLES
 
@@ -30,11 +29,11 @@ def register(commands: common.Commands) -> None:
     parser.add_argument("id", metavar="ID", help="a uuid as in log_entry.id, ts~stream~seq, or stream~seq")
     parser.add_argument("-o", choices=("text", "json"), default="text", help="how (default: %(default)s)")
     common.add_dsn(parser)
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, failed=2)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the record; 1 when there is none."""
+    """Print the record; 1 when there is none, 2 when that cannot be known."""
     wanted = parse(args.id)
     with common.connect(args) as conn:
         where = f"schema {quote(args.schema)} of database {quote(conn.info.dbname)}"
@@ -43,7 +42,8 @@ def run(args: argparse.Namespace) -> int:
             dead = None if found else _dead(conn, args.schema, wanted)
     if found is None:
         more = "; it was refused by its table: `logsluice dead show` has it" if dead else ""
-        raise LogsluiceError(f"no record {args.id} in {where} that this role may read{more}")
+        print(f"logsluice: no record {args.id} in {where} that this role may read{more}", file=sys.stderr)
+        return 1
     output.say_anything(sys.stdout)
     if args.o == "json":
         # ASCII: control characters and marks of direction are spelled out.

@@ -19,7 +19,6 @@ from logsluice import traces
 from logsluice.cli import common
 from logsluice.cli.output import INDENT, name, paint, say_anything, split, visible, wants_colour
 from logsluice.columns import quote
-from logsluice.errors import LogsluiceError
 
 if TYPE_CHECKING:
     import argparse
@@ -32,20 +31,22 @@ def register(commands: common.Commands) -> None:
     parser = commands.add_parser("trace", help="show one trace as a tree, with its log records")
     parser.add_argument("trace_id", metavar="ID", help="trace_id of a row in `logs` or `spans`")
     common.add_dsn(parser)
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, failed=2)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the tree; 1 when there is no such trace."""
+    """Print the tree; 1 when there is no such trace, 2 when that cannot be known."""
     with common.connect(args) as conn:
         where = f"schema {quote(args.schema)} in database {quote(conn.info.dbname)}"
         with common.said(f"cannot read {where}"):
             found = traces.read(conn, args.trace_id, schema=args.schema)
     if found is None:
-        raise LogsluiceError(
-            f"nothing of trace {visible(args.trace_id)} is stored in {where}; a span is stored when it ends, and "
-            "--schema and --dsn say where to look"
+        print(
+            f"logsluice: nothing of trace {visible(args.trace_id)} is stored in {where}; a span is stored when it "
+            "ends, and --schema and --dsn say where to look",
+            file=sys.stderr,
         )
+        return 1
     say_anything(sys.stdout)
     print("\n".join(lines(found, colour=wants_colour(sys.stdout))))
     sys.stdout.flush()  # here, where main() expects the BrokenPipeError of `| head`
