@@ -79,5 +79,5 @@ def test_the_options_are_those_of_the_command(capsys):
     with pytest.raises(SystemExit):
         main(["tail", "--help"])
     said = capsys.readouterr().out
-    for option in re.findall(r"^\| `(-\S+)", TEXT, re.MULTILINE):
+    for option in re.findall(r"^\| `(--?\w+)", TEXT, re.MULTILINE):
         assert option in said

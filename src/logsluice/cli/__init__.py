@@ -14,6 +14,7 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
+from logsluice.cli import pager
 from logsluice.errors import LogsluiceError
 
 if TYPE_CHECKING:
@@ -22,22 +23,24 @@ if TYPE_CHECKING:
 # In the order in which a newcomer meets them.
 COMMANDS = (
     "demo", "preset", "tail", "query", "show", "trace", "stats", "top", "doctor", "dead", "journal", "decrypt",
-    "migrate", "types", "maintain", "prune", "archive", "restore", "forget", "partitions", "streams", "version",
+    "migrate", "types", "maintain", "prune", "archive", "restore", "forget", "partitions", "streams",
+    "completion", "version",
 )  # fmt: skip
 
 BUG = 70  # EX_SOFTWARE of sysexits.h: 1 would tell a script that `query` found nothing
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; 0 when it did what was asked, 1 when not, 2 for wrong usage, 130 after Ctrl-C, 70 for a bug."""
-    parser = argparse.ArgumentParser(prog="logsluice", description="Python logs into PostgreSQL.")
-    parser.add_argument("--version", action="version", version=f"logsluice {importlib.metadata.version('logsluice')}")
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for name in COMMANDS:
-        importlib.import_module(f"logsluice.cli.{name}").register(commands)
-    args = parser.parse_args(argv)
+    """
+    Run one command and return its exit status.
+
+    0: it did what was asked; 1: not, and of what reads records, as grep: nothing was found; 2: wrong usage, and of
+    these any other failure; 130: Ctrl-C; 70: a bug.
+    """
+    args = parser().parse_args(argv)
     try:
-        return int(args.run(args))
+        with pager.paged(args):
+            return int(args.run(args))
     except LogsluiceError as error:
         print(f"logsluice: {error}", file=sys.stderr)
         return int(getattr(args, "failed", 1))  # of what ends as grep does 1 says that nothing was found
@@ -56,3 +59,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return BUG
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of all commands."""
+    parser = argparse.ArgumentParser(prog="logsluice", description="Python logs into PostgreSQL.")
+    parser.add_argument("--version", action="version", version=f"logsluice {importlib.metadata.version('logsluice')}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for name in COMMANDS:
+        importlib.import_module(f"logsluice.cli.{name}").register(commands)
+    return parser

@@ -15,7 +15,7 @@ import zoneinfo
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from logsluice.cli import common, output
+from logsluice.cli import common, output, pager
 from logsluice.columns import quote
 from logsluice.query import Query
 
@@ -34,6 +34,7 @@ def register(commands: common.Commands) -> None:
     """Add the command."""
     parser = commands.add_parser("query", help='find records: level>=warning service=shop "card refused"')
     add_options(parser)
+    pager.add_option(parser)
     parser.add_argument(
         "-n", type=_count, default=100, metavar="ROWS", help="how many of the newest, or all (default: %(default)s)"
     )

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import psycopg
 from psycopg import rows, sql
 
-from logsluice.cli import common, output
+from logsluice.cli import common, output, pager
 from logsluice.columns import quote
 from logsluice.ids import Id, made, parse
 from logsluice.query import TABLES
@@ -29,6 +29,7 @@ def register(commands: common.Commands) -> None:
     parser.add_argument("id", metavar="ID", help="a uuid as in log_entry.id, ts~stream~seq, or stream~seq")
     parser.add_argument("-o", choices=("text", "json"), default="text", help="how (default: %(default)s)")
     common.add_dsn(parser)
+    pager.add_option(parser)
     parser.set_defaults(run=run, failed=2)
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import psycopg
 
 from logsluice import reports
-from logsluice.cli import common
+from logsluice.cli import common, pager
 from logsluice.cli.arguments import UNITS, moment, rows_wanted, seconds, utf8, width
 from logsluice.cli.output import name, paint, say_anything, visible, wants_colour
 from logsluice.cli.tables import Column, count, screen, share, size, table, text, took
@@ -158,7 +158,7 @@ def register(commands: common.Commands) -> None:
     """Add the command."""
     parser = commands.add_parser("stats", help="show figures: levels, errors, durations, messages, sizes")
     parser.add_argument(
-        "report", nargs="?", choices=REPORTS, metavar="REPORT",
+        "report", nargs="?", choices=tuple(REPORTS), metavar="REPORT",
         help=f"one of {', '.join(REPORTS)} (default: the usual ones of them, {_SUMMARY_ROWS} rows each)",
     )  # fmt: skip
     parser.add_argument(
@@ -182,6 +182,7 @@ def register(commands: common.Commands) -> None:
     )
     parser.add_argument("-o", choices=("table", "json"), default="table", help="how (default: %(default)s)")
     common.add_dsn(parser)
+    pager.add_option(parser)
     parser.set_defaults(run=run)
 
 

@@ -16,7 +16,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from logsluice import traces
-from logsluice.cli import common
+from logsluice.cli import common, pager
 from logsluice.cli.output import INDENT, name, paint, say_anything, split, visible, wants_colour
 from logsluice.columns import quote
 
@@ -31,6 +31,7 @@ def register(commands: common.Commands) -> None:
     parser = commands.add_parser("trace", help="show one trace as a tree, with its log records")
     parser.add_argument("trace_id", metavar="ID", help="trace_id of a row in `logs` or `spans`")
     common.add_dsn(parser)
+    pager.add_option(parser)
     parser.set_defaults(run=run, failed=2)
 
 
