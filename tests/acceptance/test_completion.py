@@ -13,7 +13,7 @@ from logsluice.cli import COMMANDS, main
 LIMIT = 60  # seconds: a moment as a rule
 # Prints what TAB offers behind the words; each shell has another way to ask.
 BASH = """
-source script
+source ./script
 ask() {{
     COMP_WORDS=("$@") COMP_CWORD=$(($# - 1)) COMP_LINE="$*" COMP_POINT=${{#COMP_LINE}}
     $(complete -p logsluice | sed 's/.*-F \\([^ ]*\\).*/\\1/')
@@ -21,7 +21,7 @@ ask() {{
 }}
 ask {words}
 """
-FISH = "source script; complete -C '{line}'"
+FISH = "source ./script; complete -C '{line}'"
 
 
 @pytest.fixture
@@ -67,7 +67,7 @@ zpty shell zsh -f -i
 tell() { zpty -w shell "$1" }
 tell "PS1='READY> '; fpath=($PWD \\$fpath); autoload -Uz compinit; compinit -u -D; LISTMAX=1000; echo BE'GAN'"
 zpty -r shell seen '*BEGAN*'
-zpty -w -n shell $'logsluice tai\\t-f --win\\t; echo E\"\"ND\\n'
+zpty -w -n shell $'logsluice tai\\t--wind\\t; echo E\"\"ND\\n'
 zpty -r shell seen '*END*'
 print -r -- "$seen"
 zpty -d shell
@@ -80,7 +80,9 @@ zpty -d shell
         timeout=LIMIT,
         env={"PATH": "/bin:/usr/bin", "TERM": "dumb"},
     )
-    assert "logsluice tail -f --window" in done.stdout, (done.stdout, done.stderr)
+    # It writes the rest of a command, and lists options with what they are.
+    assert "logsluice tail" in done.stdout, (done.stdout, done.stderr)
+    assert "--window  -- with -f: how long after" in done.stdout
 
 
 def test_without_shtab_it_says_what_to_install(monkeypatch, capsys):

@@ -74,7 +74,9 @@ def test_level_and_above(log, shown):
     for level in ("WARNING", "warning", "30"):
         assert [line.split()[4] for line in shown("--level", level)] == ["odd", "between", "bad"]
     first, _ = shown("--level", "31")
-    assert " 35        shop.orders  between" in first  # a level without a name; attributes hold what the program called it
+    assert (
+        " 35        shop.orders  between" in first
+    )  # a level without a name; attributes hold what the program called it
 
 
 def test_messages_stand_below_each_other(log, shown):
@@ -181,7 +183,16 @@ def test_a_missing_table_is_explained(request, database, args, capsys):
 
 
 @pytest.mark.parametrize(
-    "args", [["-n", "0"], ["-n", "x"], ["-n", "1000001"], ["--level", "LOUD"], ["-f", "-o", "json"], ["-f", "--window", "100000"]], ids=lambda args: " ".join(args)
+    "args",
+    [
+        ["-n", "0"],
+        ["-n", "x"],
+        ["-n", "1000001"],
+        ["--level", "LOUD"],
+        ["-f", "-o", "json"],
+        ["-f", "--window", "100000"],
+    ],
+    ids=lambda args: " ".join(args),
 )
 def test_wrong_usage(args, capsys):
     with pytest.raises(SystemExit) as ended:

@@ -1,9 +1,9 @@
 """
 A pager for what is longer than the screen, by git's conventions.
 
-Only where stdout is a terminal: `$LOGSLUICE_PAGER`, else `$PAGER`, else less where there is one. Empty or `cat` is none,
-as is `--no-pager`. less gets `-FRX` by its own variable LESS, unless that is set: it ends at once when all fits, shows
-colours, and leaves the text on the screen. It starts with the first text, so an error before it needs no pager.
+Only where stdout is a terminal: `$LOGSLUICE_PAGER`, else `$PAGER`, else less where there is one. Empty or `cat` is
+none, as is `--no-pager`. less gets `-FRX` by its own variable LESS, unless that is set: it ends at once when all fits,
+shows colours, and leaves the text on the screen. It starts with the first text, so an error before it needs no pager.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ class _Raw(io.RawIOBase):
     def write(self, data: Any) -> int:
         if self._pager is None:
             # By the shell, as git does it: the variable is its owner's, and may hold options and pipes.
-            self._pager = subprocess.Popen(
+            self._pager = subprocess.Popen(  # noqa: S602
                 self._wanted, shell=True, stdin=subprocess.PIPE, bufsize=0,
                 env={"LESS": "FRX", **os.environ},
             )  # fmt: skip
