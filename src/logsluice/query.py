@@ -311,6 +311,8 @@ class Query:
         """Begin a transaction that only reads, in which no statement takes for ever; of one snapshot if asked to."""
         timeout = "0" if self._timeout is None else f"{round(self._timeout * 1000)}ms"
         with self._connection() as conn:
+            if conn.closed:  # whose status is none of those
+                raise psycopg.OperationalError("the connection is closed")
             if conn.info.transaction_status != TransactionStatus.IDLE:
                 raise LogsluiceError("the connection is in a transaction: commit it first, or give another one")
             try:
