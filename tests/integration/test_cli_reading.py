@@ -1,0 +1,66 @@
+"""What all commands that read have in common: a reader that leaves, signals, exit statuses."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+
+import psycopg
+import pytest
+
+from logsluice.cli import main
+from support.howto import Service, environment
+from support.processes import until
+
+LIMIT = 60  # seconds: a moment as a rule
+READING = {
+    "query": ["query"], "tail": ["tail", "-n", "4000"], "tail -f": ["tail", "-f", "-n", "4000"],
+    "show": ["show", "1~1"], "trace": ["trace", "ab"],
+}  # fmt: skip
+
+
+@pytest.fixture
+def stored(dsn):
+    with psycopg.connect(dsn, autocommit=True) as conn:
+        conn.execute("SELECT logsluice.make_partitions(now() - interval '1 day', now())")
+        conn.execute(
+            "INSERT INTO logsluice.logs (ts, level, message, stream, seq, trace_id) "
+            "SELECT now() - n * interval '1 ms', 20, repeat('row ', 20000 / (1 + n)) || n, 1, n, 'ab' "
+            "FROM generate_series(1, 4000) n"
+        )  # more than a pipe's 64 KiB, the first row alone as well
+        conn.execute("UPDATE logsluice.logs SET message = repeat('row ', 50000) WHERE seq = 1")
+    return dsn
+
+
+@pytest.mark.parametrize("args", READING.values(), ids=READING)
+def test_a_reader_that_leaves_is_no_error(stored, args):
+    process = subprocess.Popen(
+        [sys.executable, "-m", "logsluice", *args], env=environment(LOGSLUICE_DSN=stored), stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )  # fmt: skip
+    assert process.stdout.read(1)
+    process.stdout.close()
+    said = process.stderr.read()
+    process.stderr.close()
+    assert (said, process.wait(LIMIT)) == (b"", 0)
+
+
+@pytest.mark.parametrize(("how", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, -signal.SIGTERM)])
+def test_following_ends_quietly(stored, tmp_path, how, status):
+    with Service("logsluice tail -f -n 1 -o raw", tmp_path, LOGSLUICE_DSN=stored) as service:
+        assert until(lambda: "row" in service.output, LIMIT)
+        assert service.stop(how) == status
+        assert set(service.output.split()) == {"row"}
+
+
+def test_nothing_found_is_one_and_an_error_two(stored, capsys):
+    for args, status in (
+        (["query", "nope"], 1), (["tail", "nope"], 1), (["show", "9~9"], 1), (["trace", "cd"], 1),
+        (["tail", "level>=loud"], 2), (["tail", "-f", "level>=loud"], 2), (["show", "no id"], 2),
+        (["trace", "ab", "--schema", "nowhere"], 2), (["tail", "--table", "nope"], 2),
+    ):  # fmt: skip
+        assert main([*args, "--dsn", stored]) == status, args
+        captured = capsys.readouterr()
+        assert captured.out == ""
+        assert captured.err
