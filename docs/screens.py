@@ -23,6 +23,7 @@ import termios
 import threading
 from pathlib import Path
 
+from rich._export_format import CONSOLE_SVG_FORMAT
 from rich.console import Console
 from rich.text import Text
 
@@ -43,6 +44,8 @@ SCREENS = {
     "doctor": "doctor",
     "trace": "trace {trace}",
 }
+# Without the fonts that it would have a browser load from elsewhere.
+FORMAT = re.sub(r"@font-face \{\{.*?\}\}", "", CONSOLE_SVG_FORMAT, flags=re.DOTALL)
 log = logging.getLogger("shop.orders")
 GOODS = ("croissant", "baguette", "tarte tatin", "éclair")
 
@@ -125,7 +128,7 @@ def printed(command: str, dsn: str) -> str:
         while data := read(ours):
             found += data
     os.close(ours)
-    return found.decode().replace("\r\n", "\n")
+    return found.decode().replace("\r\n", "\n").replace(str(HERE / "screens.py"), "/srv/shop/orders.py")
 
 
 def read(terminal: int) -> bytes:
@@ -144,7 +147,7 @@ def picture(name: str, command: str, output: str) -> None:
     console.print(Text.assemble(("$ ", "dim"), (command, "bold")))
     console.print(Text.from_ansi(re.sub(r"\x1b\[\?[0-9]+[hl]", "", output).rstrip()))
     (HERE / "_static" / "screens" / f"{name}.svg").write_text(
-        console.export_svg(title="logsluice", unique_id=name), encoding="utf-8"
+        console.export_svg(title="logsluice", unique_id=name, code_format=FORMAT), encoding="utf-8"
     )
 
 
