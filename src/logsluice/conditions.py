@@ -6,6 +6,7 @@ Names of columns are identifiers that the table has (grammar.py refuses others).
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -80,7 +81,8 @@ def _text(term: Term, column: Condition) -> Condition:
 
 def _attribute(term: Term, left: Condition) -> Condition:
     """Compare a value of an attribute: as a number where both are one, for 12.5 and 12.50 are the same."""
-    value = number(str(term.value))
+    text = str(term.value)
+    value = number(text)
     operator = term.operator if term.operator not in EQUAL else "="
     as_number = Condition(
         sql.SQL(f"CASE WHEN {{0}} ~ {{1}} THEN ({{0}})::numeric {operator} %s ELSE false END").format(
@@ -90,7 +92,29 @@ def _attribute(term: Term, left: Condition) -> Condition:
     )
     if term.operator not in EQUAL:
         return as_number
-    same = made("{} = %s::text", left, values=[term.value])
-    if value is not None:
-        same = made("({} OR {})", same, as_number)
+    if any(part.lstrip("-").isdecimal() for part in term.path[1:]):  # into a list, where @> does not go
+        same = made("{} = %s::text", left, values=[text])
+        same = same if value is None else made("({} OR {})", same, as_number)
+        return made("NOT coalesce({}, false)", same) if term.operator == "!=" else same
+    # By @>, which finds JSON's own text, number or boolean quicker than ->> does, and by an index where there is one.
+    column = sql.SQL("r.{}::jsonb").format(sql.Identifier(term.column))
+    words = [json.dumps(text), *([str(value)] if value is not None else [text] if text in {"true", "false"} else [])]
+    documents = [_document(path, word) for path in _paths(term.path) for word in words]
+    same = made(f"({' OR '.join('{0} @> %s::jsonb' for _ in documents)})", column, values=documents)
+    if value is not None:  # decimal.Decimal is stored as a text
+        kind = made("jsonb_typeof(coalesce({0} #> %s::text[], {0} -> %s::text)) = 'string'", column,
+                    values=[list(term.path), ".".join(term.path)])  # fmt: skip
+        same = made("({} OR CASE WHEN {} THEN {} ELSE false END)", same, kind, as_number)
+    elif text[:1] in {"{", "["}:  # what JSON is as a text
+        same = made("({} OR {} = %s::text)", same, left, values=[text])
     return made("NOT coalesce({}, false)", same) if term.operator == "!=" else same
+
+
+def _paths(path: tuple[str, ...]) -> list[tuple[str, ...]]:
+    """Return where an attribute may be: see `_text`."""
+    return [path] if len(path) == 1 else [path, (".".join(path),)]
+
+
+def _document(path: tuple[str, ...], word: str) -> str:
+    """Return the JSON of a value in its place."""
+    return "".join(f"{{{json.dumps(name)}:" for name in path) + word + "}" * len(path)

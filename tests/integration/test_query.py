@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import threading
 import tracemalloc
 from datetime import datetime, timedelta, timezone
 from uuid import UUID
@@ -121,6 +120,47 @@ def test_what_filters_find(rows, query, text, found):
     assert query.count(text) == (len(found), False)
 
 
+ODD = {
+    "1": {"tags": ["x", 5], "ok": "true", "price": "12.50", "o": {"a": 1}, "k": '\\ "é', "a": {"b": 3}},
+    "2": {"tags": "x", "ok": True, "price": 12.5, "o": '{"a": 1}', "k": "\\", "a.b": 3.0, "big": 10**40},
+    "3": {"tags": [["x"]], "ok": False, "price": "12.5x", "o": None, "k": "", "a": {"b": "3"}, "a.b": 4},
+}
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("tags=x", "2"),
+        ("tags.0=x", "1"),
+        ("tags.1=5.0", "1"),
+        ("ok=true", "12"),
+        ("ok!=true", "3"),
+        ("price=12.5", "12"),
+        ("price=12.500", "12"),
+        ("price=1.25e1", "12"),
+        ("price!=12.5", "3"),
+        ('o="{\\"a\\": 1}"', "12"),
+        ('k="\\\\ \\"é"', "1"),
+        ('k="\\\\"', "2"),
+        ("a.b=3", "123"),
+        ("a.b!=3", ""),
+        ("big=1e40", "2"),
+    ],
+)
+def test_which_attributes_are_equal(conn, query, text, found):
+    insert(conn, *({"message": name, "attributes": attributes} for name, attributes in ODD.items()))
+    assert "".join(sorted(record.message for record in query.logs(text))) == found
+
+
+def test_an_index_of_attributes_serves_what_is_no_number(conn, query):
+    conn.execute("CREATE INDEX odd ON logsluice.logs USING gin (attributes jsonb_path_ops)")
+    insert(conn, *({"attributes": {"region": f"r{number % 50}"}} for number in range(200)))
+    conn.execute("ANALYZE logsluice.logs; SET enable_seqscan = off; SET enable_indexscan = off")
+    text, values = query._plan(conn, "region=r7", "logs", None, None).select(backwards=True)
+    ((shown,),) = conn.execute("EXPLAIN (FORMAT JSON) " + text.as_string(conn), values).fetchall()
+    assert "Bitmap Index Scan" in json.dumps(shown)
+
+
 def test_what_a_record_is(rows, query):
     record = query.logs("refused")[0]
     assert (record.table, record.ts, record.level, record.message) == ("logs", NOW, 40, "Card refused")
@@ -200,22 +240,6 @@ def test_a_million_rows_stream_in_the_memory_of_a_thousand(conn, query):
     first.close()
     assert query.count(capped=10) == Count(10, more=True)
     assert str(query.count()) == "10,000+"
-
-
-def test_follow_shows_each_row_once_late_ones_too(conn, query):
-    insert(conn, {"ts": NOW - timedelta(seconds=30), "message": "before"})
-    stop = threading.Event()
-    watchdog = threading.Timer(120, stop.set)  # seconds; else a row that is not shown would be waited for for ever
-    watchdog.start()
-    followed = query.follow("level>=info", since=timedelta(hours=1), poll=0.01, window=3600, stop=stop)
-    assert next(followed).message == "before"
-    insert(conn, {"ts": NOW, "seq": 1, "message": "second"}, {"ts": NOW, "level": 10, "seq": 2})
-    assert next(followed).message == "second"
-    insert(conn, {"ts": NOW - timedelta(seconds=5), "seq": 3, "message": "late"})
-    assert next(followed).message == "late"
-    stop.set()
-    watchdog.cancel()
-    assert list(followed) == []
 
 
 def test_nothing_is_written_nothing_waits_for_ever_and_no_operator_of_others_is_used(conn, query, dsn):

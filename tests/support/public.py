@@ -28,7 +28,7 @@ PUBLIC = {
     "logsluice.middleware.wsgi": ("LogMiddleware",),
     "logsluice.middleware.jobs": ("message_job", "job", "Job"),
     "logsluice.middleware.celery": ("connect",),
-    "logsluice.query": ("Query",),
+    "logsluice.query": ("Query", "Late"),
     "logsluice.records": ("Record", "Key", "Count"),
     "logsluice.grammar": ("FilterError",),
     "logsluice.reports": reports.__all__,
