@@ -39,7 +39,6 @@ PAUSE = 0.004  # seconds between two orders at most
 SCREENS = {
     "tail": "tail -n 16",
     "stats": "stats",
-    "errors": "stats errors",
     "top": "top --once",
     "doctor": "doctor",
     "trace": "trace {trace}",
