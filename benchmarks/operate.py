@@ -326,7 +326,9 @@ def maintained(server, rules, args):
         began = time.perf_counter()
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=3600)
     assert done.returncode == 0, done
-    return time.perf_counter() - began, [line.strip() for line in done.stdout.splitlines()[1:]]
+    return time.perf_counter() - began, [
+        line.strip().replace(folder, "{folder}") for line in done.stdout.splitlines()[1:]
+    ]
 
 
 def size(conn):
