@@ -34,13 +34,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     Run one command and return its exit status.
 
-    0: it did what was asked; 1: not, and of what reads records, as grep: nothing was found; 2: wrong usage, and of
-    these any other failure; 130: Ctrl-C; 70: a bug.
+    0: it did what was asked; 1: not; 2: wrong usage; 130: Ctrl-C; 70: a bug. query, tail, show and trace end as grep
+    does: 1 when nothing was found, 2 for any other failure.
     """
     args = parser().parse_args(argv)
     try:
         with pager.paged(args):
-            return int(args.run(args))
+            status = int(args.run(args))
+            if sys.stdout is not None:  # None: it was closed before we began
+                sys.stdout.flush()  # here, where the BrokenPipeError of `| head` is expected
+            return status
     except LogsluiceError as error:
         print(f"logsluice: {error}", file=sys.stderr)
         return int(getattr(args, "failed", 1))  # of what ends as grep does 1 says that nothing was found

@@ -38,5 +38,4 @@ def run(args: argparse.Namespace) -> int:
     from logsluice.cli import parser  # noqa: PLC0415 - it registers this module
 
     sys.stdout.write(shtab.complete(parser(), args.shell))
-    sys.stdout.flush()  # here, where main() expects the BrokenPipeError of `| head`
     return 0

@@ -107,7 +107,6 @@ def _list(args: argparse.Namespace) -> int:
         print(f"no dead letter{'' if args.all else ' waits'} in {where}", file=sys.stderr)
     if more:
         print(f"there may be more than the latest {args.limit}: --limit says how many to show", file=sys.stderr)
-    sys.stdout.flush()  # here, where main() expects the BrokenPipeError of `| head`
     return 0
 
 

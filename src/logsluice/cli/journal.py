@@ -87,7 +87,6 @@ def run(args: argparse.Namespace) -> int:
     finally:
         folder.close()
     print(json.dumps(_json(place, args.folder)) if args.json else "\n".join(_shown(place, args)))
-    sys.stdout.flush()  # here, where main() expects the BrokenPipeError of `| head`
     return 0
 
 

@@ -65,7 +65,6 @@ def run(args: argparse.Namespace) -> int:
             lines = tables.table(_COLUMNS, parts, width, colour=colour) if parts else ()
             blocks.append("\n".join([f"{title}  {all_of_it}{tables.size(sum(one.size for one in parts))}", *lines]))
         print("\n\n".join(blocks))
-    sys.stdout.flush()  # here, where main() expects the BrokenPipeError of `| head`
     return 0
 
 

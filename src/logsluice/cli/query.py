@@ -102,7 +102,6 @@ def show(found: Iterable[Record], args: argparse.Namespace, columns: tuple[str, 
     )
     for line in output.printed(counted(), style):
         print(line)
-    sys.stdout.flush()  # here, where main() expects the BrokenPipeError of `| head`
     return count
 
 

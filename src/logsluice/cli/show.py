@@ -51,7 +51,6 @@ def run(args: argparse.Namespace) -> int:
         print(json.dumps(found, ensure_ascii=True, indent=2))
     else:
         print("\n".join(lines(found)))
-    sys.stdout.flush()
     return 0
 
 

@@ -209,7 +209,6 @@ def run(args: argparse.Namespace) -> int:
         print(as_json({"since": scope.since, "until": scope.until, "service": scope.service, **found}))
     else:
         print("\n".join(lines(found, scope, every=asked.every, width=screen(), colour=wants_colour(sys.stdout))))
-    sys.stdout.flush()  # here, where main() expects the BrokenPipeError of `| head`
     if not any(map(_any, found.values())):
         print(f"no rows {_span(scope)}; --since and --service say what to look at", file=sys.stderr)
     return 0

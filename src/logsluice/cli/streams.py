@@ -61,5 +61,4 @@ def run(args: argparse.Namespace) -> int:
         print("\n".join(tables.table(COLUMNS, found, tables.screen(), below=_below, colour=wants_colour(sys.stdout))))
     if not found:
         print("no streams: no handler has stored anything here yet", file=sys.stderr)
-    sys.stdout.flush()  # here, where main() expects the BrokenPipeError of `| head`
     return 0

@@ -50,7 +50,6 @@ def run(args: argparse.Namespace) -> int:
         return 1
     say_anything(sys.stdout)
     print("\n".join(lines(found, colour=wants_colour(sys.stdout))))
-    sys.stdout.flush()  # here, where main() expects the BrokenPipeError of `| head`
     return 0
 
 

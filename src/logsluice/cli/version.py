@@ -38,7 +38,6 @@ def run(args: argparse.Namespace) -> int:
         with common.said(f"cannot read {where}"):
             fits, what = _schema(conn, args.schema)
         print(f"tables      {what} ({where})")
-    sys.stdout.flush()
     return 0 if fits else 1
 
 
