@@ -15,6 +15,7 @@ import psycopg
 from psycopg import conninfo
 
 from logsluice.cli.arguments import utf8
+from logsluice.columns import quote
 from logsluice.errors import ConfigError, LogsluiceError
 from logsluice.sinks.link import MISREAD, misread
 from logsluice.types import LONGEST
@@ -75,6 +76,12 @@ def connect(args: argparse.Namespace) -> psycopg.Connection[Any]:
             if given.get(secret):
                 text = text.replace(str(given[secret]), "***")
         raise LogsluiceError(f"cannot connect: {text}") from None
+
+
+def place(args: argparse.Namespace, conn: psycopg.Connection[Any], table: str | None = None) -> str:
+    """Return what is looked at, for messages: a table of the schema, or all of it."""
+    what = f"schema {quote(args.schema)}" if table is None else f"{quote(args.schema)}.{quote(table)}"
+    return f"{what} in database {quote(conn.info.dbname)}"
 
 
 @contextlib.contextmanager

@@ -94,7 +94,7 @@ def run(args: argparse.Namespace) -> int:
     if args.grant_to is not None:
         raise ConfigError("--grant-to goes with --sql: GRANTs are printed, for somebody who may give them to run")
     with common.connect(args) as conn:
-        where = f"schema {quote(args.schema)} in database {quote(conn.info.dbname)} as {quote(conn.info.user)}"
+        where = f"{common.place(args, conn)} as {quote(conn.info.user)}"
         if args.plan:
             return _plan(conn, args, where)
         _apply(conn, args, where)

@@ -47,7 +47,7 @@ def register(commands: common.Commands) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print them; 1 when there is no partitioned table."""
     with common.connect(args) as conn:
-        where = f"schema {quote(args.schema)} in database {quote(conn.info.dbname)}"
+        where = common.place(args, conn)
         with common.said(f"cannot list the partitions of {where}"):
             found = _found(conn, args.schema, args.table)
     if not found:

@@ -13,16 +13,13 @@ import os
 import sys
 import zoneinfo
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from logsluice.cli import common, output, pager
-from logsluice.columns import quote
 from logsluice.query import Query
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
-
-    import psycopg
 
     from logsluice.records import Record
 
@@ -67,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
     """Print the records; 1 when there are none."""
     text = " ".join(args.filter)
     with common.connect(args) as conn:
-        where = place(args, conn)
+        where = common.place(args, conn, args.table)
         with common.said(f"cannot read {where}"):
             query = Query(conn, schema=args.schema, statement_timeout=args.timeout, zone=args.tz)
             columns = tuple(query.columns(args.table))
@@ -80,11 +77,6 @@ def run(args: argparse.Namespace) -> int:
     if not count:
         print(f"no records that fit in {where}", file=sys.stderr)
     return FOUND if count else NONE
-
-
-def place(args: argparse.Namespace, conn: psycopg.Connection[Any]) -> str:
-    """Return what is read, for messages."""
-    return f"{quote(args.schema)}.{quote(args.table)} in database {quote(conn.info.dbname)}"
 
 
 def show(found: Iterable[Record], args: argparse.Namespace, columns: tuple[str, ...]) -> int:

@@ -11,7 +11,6 @@ import psycopg
 from psycopg import rows, sql
 
 from logsluice.cli import common, output, pager
-from logsluice.columns import quote
 from logsluice.ids import Id, made, parse
 from logsluice.query import TABLES
 
@@ -37,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
     """Print the record; 1 when there is none, 2 when that cannot be known."""
     wanted = parse(args.id)
     with common.connect(args) as conn:
-        where = f"schema {quote(args.schema)} of database {quote(conn.info.dbname)}"
+        where = common.place(args, conn)
         with common.said(f"cannot read {where}"):
             found = find(conn, args.schema, wanted)
             dead = None if found else _dead(conn, args.schema, wanted)

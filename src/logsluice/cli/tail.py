@@ -60,7 +60,7 @@ def register(commands: common.Commands) -> None:
 def _follow(args: argparse.Namespace) -> int:
     """Print until Ctrl-C (130)."""
     with common.connect(args) as conn:  # whose errors are better than those of a pool
-        where = query.place(args, conn)
+        where = common.place(args, conn, args.table)
     logging.getLogger("psycopg.pool").addHandler(logging.NullHandler())  # what it would say `notice` says
 
     def said(text: str) -> None:

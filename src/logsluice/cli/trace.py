@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING
 from logsluice import traces
 from logsluice.cli import common, pager
 from logsluice.cli.output import INDENT, name, paint, say_anything, split, visible, wants_colour
-from logsluice.columns import quote
 
 if TYPE_CHECKING:
     import argparse
@@ -38,7 +37,7 @@ def register(commands: common.Commands) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print the tree; 1 when there is no such trace, 2 when that cannot be known."""
     with common.connect(args) as conn:
-        where = f"schema {quote(args.schema)} in database {quote(conn.info.dbname)}"
+        where = common.place(args, conn)
         with common.said(f"cannot read {where}"):
             found = traces.read(conn, args.trace_id, schema=args.schema)
     if found is None:

@@ -12,7 +12,6 @@ import psycopg
 
 from logsluice import schema
 from logsluice.cli import common
-from logsluice.columns import quote
 
 if TYPE_CHECKING:
     import argparse
@@ -34,7 +33,7 @@ def run(args: argparse.Namespace) -> int:
     sys.stdout.flush()  # known without a server, and said before it is asked for
     with common.connect(args) as conn:
         print(f"postgresql  {_dotted(conn.info.server_version)}")
-        where = f"schema {quote(args.schema)} in database {quote(conn.info.dbname)}"
+        where = common.place(args, conn)
         with common.said(f"cannot read {where}"):
             fits, what = _schema(conn, args.schema)
         print(f"tables      {what} ({where})")
