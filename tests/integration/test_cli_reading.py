@@ -1,7 +1,8 @@
-"""What all commands that read have in common: a reader that leaves, signals, exit statuses."""
+"""What commands, above all those that read, have in common: a reader that leaves, signals, exit statuses."""
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -44,6 +45,25 @@ def test_a_reader_that_leaves_is_no_error(stored, args):
     said = process.stderr.read()
     process.stderr.close()
     assert (said, process.wait(LIMIT)) == (b"", 0)
+
+
+@pytest.mark.parametrize("args", [["preset", "basic"], ["types", "logsluice.contrib"]], ids=" ".join)
+def test_a_reader_that_was_never_there_is_no_error(args):
+    """Of what needs no database, too; the text is so short that only a flush meets the closed pipe."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "logsluice", *args],
+            env=environment(PYTHONUNBUFFERED=""),
+            stdout=writer,
+            stderr=subprocess.PIPE,
+            timeout=LIMIT,
+            check=False,
+        )
+    finally:
+        os.close(writer)
+    assert (done.stderr, done.returncode) == (b"", 0)
 
 
 @pytest.mark.parametrize(("how", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, -signal.SIGTERM)])
