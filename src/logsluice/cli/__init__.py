@@ -49,6 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return int(getattr(args, "failed", 1))  # of what ends as grep does 1 says that nothing was found
     except BrokenPipeError:  # `logsluice tail | head` closes our output early: that is not an error
         sys.stderr.close()
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # at exit it is flushed once more: no failure, which would be 120
         return 0
     except KeyboardInterrupt:
         return 130
