@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING
 from uuid import UUID
 
 from logsluice.errors import LogsluiceError
-from logsluice.types import RANGES, level_number
+from logsluice.types import RANGES, UNITS, level_number
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -56,7 +56,6 @@ _WORD = re.compile(r"\S+")
 _INTEGER = re.compile(r"[+-]?[0-9]{1,30}")  # Python's int() takes other digits, too, and refuses thousands of them
 _NUMBER = re.compile(r"[+-]?(?:[0-9]{1,30}(?:\.[0-9]{0,30})?|\.[0-9]{1,30})(?:[eE][+-]?[0-9]{1,2})?")
 _SPAN = re.compile(r"-?([0-9]{1,6})([smhdw])")
-_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}  # seconds
 _EPOCH = re.compile(r"[0-9]{9,11}(?:\.[0-9]{1,9})?")  # seconds since 1970: from the year 1973 on
 _MOMENT = re.compile(
     r"([0-9]{4})-([0-9]{2})-([0-9]{2})"
@@ -134,7 +133,7 @@ def _moment(given: str, text: str, at: int, now: datetime, zone: tzinfo) -> date
             day = now.astimezone(zone).date() - timedelta(days=name == "yesterday")
             return datetime(day.year, day.month, day.day, tzinfo=zone).astimezone(timezone.utc)
         if found := _SPAN.fullmatch(name):
-            return now - timedelta(seconds=int(found[1]) * _UNITS[found[2]])
+            return now - timedelta(seconds=int(found[1]) * UNITS[found[2]])
         if _EPOCH.fullmatch(given):
             return datetime.fromtimestamp(float(given), timezone.utc)
         if found := _MOMENT.fullmatch(given):

@@ -77,7 +77,7 @@ NAME = re.compile(r"[a-z_][a-z0-9_]{0,62}")  # of tables and columns: PostgreSQL
 OURS = frozenset({"logs", "stream", "dead_letter", "version", "hold"})
 _SPAN = re.compile(r"(\d+)\s*([smhdw])")
 LONGEST = 36_525 * 86_400  # seconds, 100 years: now minus a longer span may be before the year 1, and no datetime
-_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
+UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}  # seconds
 
 
 @dataclass(frozen=True)
@@ -332,7 +332,7 @@ def seconds(given: Any, what: str) -> float | None:
     found = _SPAN.fullmatch(given.strip()) if isinstance(given, str) else None
     if found is not None:
         # int() refuses thousands of digits; ten of them are too many already.
-        given = int(found[1]) * _SECONDS[found[2]] if len(found[1]) <= 10 else math.inf
+        given = int(found[1]) * UNITS[found[2]] if len(found[1]) <= 10 else math.inf
     elif not isinstance(given, (int, float)) or isinstance(given, bool) or not given > 0:
         raise ConfigError(f"{what} is '30d' (s, m, h, d, w) or seconds, got {given!r:.100}")
     if given > LONGEST:

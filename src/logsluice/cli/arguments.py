@@ -7,8 +7,7 @@ import re
 from datetime import datetime, timedelta, timezone
 
 from logsluice import grammar
-
-UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
+from logsluice.types import UNITS
 
 
 def width(given: str) -> timedelta:

@@ -18,7 +18,7 @@ from logsluice.cli.arguments import utf8
 from logsluice.columns import quote
 from logsluice.errors import ConfigError, LogsluiceError
 from logsluice.sinks.link import MISREAD, misread
-from logsluice.types import LONGEST
+from logsluice.types import LONGEST, UNITS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -29,7 +29,6 @@ DSN_VARIABLE = "LOGSLUICE_DSN"
 # Seconds to connect, unless the DSN or PGCONNECT_TIMEOUT says otherwise: a person waits, and libpq would wait for ever.
 _CONNECT_TIMEOUT = "10"
 SECRETS = ("password", "sslpassword", "oauth_client_secret")
-_UNITS = {"m": timedelta(minutes=1), "h": timedelta(hours=1), "d": timedelta(days=1), "w": timedelta(weeks=1)}
 
 
 def add_dsn(parser: argparse.ArgumentParser, *, schema: bool = True) -> None:
@@ -111,10 +110,10 @@ def duration(text: str) -> timedelta:
     found = re.fullmatch(r"([0-9]{1,6})([mhdw])", text)
     if found is None:
         raise argparse.ArgumentTypeError(f"{text!r} is no duration: write 90m, 12h, 30d or 4w")
-    span = int(found[1]) * _UNITS[found[2]]
-    if span.total_seconds() > LONGEST:  # so long ago may be before the year 1, which no datetime can say
+    seconds = int(found[1]) * UNITS[found[2]]
+    if seconds > LONGEST:  # so long ago may be before the year 1, which no datetime can say
         raise argparse.ArgumentTypeError(f"{text!r} is more than 100 years: nothing stored is so old")
-    return span
+    return timedelta(seconds=seconds)
 
 
 def imported(name: str) -> None:

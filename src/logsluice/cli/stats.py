@@ -17,10 +17,11 @@ import psycopg
 
 from logsluice import reports
 from logsluice.cli import common, pager
-from logsluice.cli.arguments import UNITS, moment, rows_wanted, seconds, utf8, width
+from logsluice.cli.arguments import moment, rows_wanted, seconds, utf8, width
 from logsluice.cli.output import name, paint, say_anything, visible, wants_colour
 from logsluice.cli.tables import Column, count, screen, share, size, table, text, took
 from logsluice.errors import LogsluiceError
+from logsluice.types import UNITS
 
 if TYPE_CHECKING:
     import argparse
