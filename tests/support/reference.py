@@ -104,7 +104,7 @@ def _spelling(action):
 
 def _help(action):
     text = (action.help or "") % {**vars(action), "prog": "logsluice"}
-    if action.choices is not None:
+    if action.choices is not None and action.metavar is None:  # else the help names them: `--help` shows nothing more
         text += f"; one of {', '.join(map(str, action.choices))}"
     return text + ("; must be given" if action.required and action.option_strings else "")
 

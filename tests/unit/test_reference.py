@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import re
 from datetime import datetime, timezone
 
@@ -33,6 +34,15 @@ def test_every_command_and_option_has_a_meaning():
     text = reference.commands()
     assert re.findall(r"^## logsluice (\S+)", text, re.MULTILINE) == list(cli.COMMANDS)
     assert re.findall(r"^\| `.*` \|  \|$", text + reference.options(), re.MULTILINE) == []
+
+
+def test_the_page_says_which_commands_end_as_grep_does():
+    parser = cli.parser()
+    (below,) = [one for one in parser._actions if isinstance(one, argparse._SubParsersAction)]
+    likewise = [name for name, one in below.choices.items() if one.get_default("failed") == 2]
+    text = (DOCS / "reference" / "cli.md").read_text(encoding="utf-8")
+    said = re.search(r"^(.*) end as grep does", text, re.MULTILINE)[1]
+    assert re.findall(r"`(\w+)`", said) == likewise
 
 
 def test_the_public_names_are_those_of_the_package():

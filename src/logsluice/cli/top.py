@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 _SPAN = timedelta(minutes=5)  # of the counts by level: what happens now, and enough to be more than chance
 _ACTIVE = timedelta(hours=1)  # a stream that stored nothing for so long is not shown
 _LAST = 5  # errors, and failed messages
-_LOW, _LAST_LOW = 30, 3  # of a terminal with fewer lines: the streams need some, too
+_LOW, _LAST_LOW = 30, 3  # of a terminal with so few lines: the streams need some, too
 _LOOK_BACK = timedelta(days=1)  # for these: they are found by indexes, and no partition older than that is read
 _FIRST_LOOK = 1.0  # seconds from the first look to the first page: a rate needs two looks
 _ENTER, _LEAVE = "\x1b[?1049h\x1b[?25l", "\x1b[?25h\x1b[?1049l"  # the terminal's other screen, without a cursor
