@@ -18,8 +18,8 @@ from logsluice.devserver import EmbeddedPostgres
 from logsluice.errors import DevServerError
 from support.servers import SETTINGS, ExternalServer, create_database, drop_database, memory
 
-# No example has a deadline: on a busy machine the first one may take as long as it likes.
-hypothesis.settings.register_profile("untimed", deadline=None)
+# No example has a deadline, and making the first ones neither: on a busy machine they may take as long as they like.
+hypothesis.settings.register_profile("untimed", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
 hypothesis.settings.load_profile("untimed")
 
 

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import sysconfig
-import tarfile
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -74,7 +74,9 @@ class Visit:
 def old(tmp_path_factory):
     """The folder of an environment with the wheel of COMMIT, built from this checkout's own history."""
     folder = tmp_path_factory.mktemp("old")
-    git = ["git", "-C", str(ROOT), "archive", "--output", str(folder / "old.tar"), COMMIT]
+    # safe.directory: root reads a checkout of another user's, as in a container that one is mounted into.
+    git = ["git", "-c", f"safe.directory={ROOT}", "-C", str(ROOT), "archive", "--format=zip"]
+    git += ["--output", str(folder / "old.zip"), COMMIT]
     archived = subprocess.run(git, capture_output=True, text=True, check=False, timeout=SECONDS)
     if archived.returncode:
         pytest.fail(
@@ -82,8 +84,8 @@ def old(tmp_path_factory):
             f"git fetch --unshallow (git says: {archived.stderr.strip()})",
             pytrace=False,
         )
-    with tarfile.open(folder / "old.tar") as tar:
-        tar.extractall(folder / "src")
+    with zipfile.ZipFile(folder / "old.zip") as archive:  # not tar: Python 3.12 asks for a filter, 3.11.2 has none
+        archive.extractall(folder / "src")
     quiet = ["--quiet", "--disable-pip-version-check", "--no-cache-dir", "--no-deps"]
     run(sys.executable, "-m", "pip", "wheel", *quiet, "--wheel-dir", folder, folder / "src")
     (wheel,) = folder.glob("logsluice-*.whl")

@@ -78,7 +78,7 @@ def test_each_row_once_and_late_ones_announced(own_server, tmp_path):
     out, said = tmp_path / "out", tmp_path / "said"
     with out.open("wb") as to, said.open("wb") as errors:
         tail = subprocess.Popen(
-            [sys.executable, "-m", "logsluice", "tail", "-f", "-n", "0", "--window", "2", "-o", "ndjson"],
+            [sys.executable, "-m", "logsluice", "tail", "-f", "-n", "0", "--window", "5", "-o", "ndjson"],
             env=environment(LOGSLUICE_DSN=dsn), stdout=to, stderr=errors, start_new_session=True,
         )  # fmt: skip
     programs = [tail]
@@ -105,7 +105,7 @@ def test_each_row_once_and_late_ones_announced(own_server, tmp_path):
         own_server.kill()
         own_server.start()
         assert [one.wait(LIMIT) for one in writers] == [0, 0]
-        mine = "SELECT ts FROM logsluice.logs WHERE ts > now() - interval '4 s' AND logger LIKE 'writer.%' LIMIT 1"
+        mine = "SELECT ts FROM logsluice.logs WHERE ts > now() - interval '10 s' AND logger LIKE 'writer.%' LIMIT 1"
         assert until(lambda: not query(dsn, mine), LIMIT)  # the held rows are older than that
         held.communicate("go\n", LIMIT)
         assert held.returncode == 0

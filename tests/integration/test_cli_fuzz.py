@@ -59,7 +59,10 @@ def stored(dsn, monkeypatch):
     monkeypatch.setenv("LOGSLUICE_DEBUG", "1")
 
 
-@settings(max_examples=30, derandomize=True, database=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=30, derandomize=True, database=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)  # fmt: skip
 @given(COMMANDS)
 def test_no_argument_gives_a_traceback_where_a_server_answers(stored, capsys, argv):
     try:

@@ -176,7 +176,10 @@ ARGUMENTS = st.lists(
 )  # fmt: skip
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=60, derandomize=True, database=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)  # fmt: skip
 @given(ARGUMENTS)
 def test_no_argument_makes_a_traceback(dsn, stored, arguments):
     try:
