@@ -8,7 +8,8 @@ import psycopg
 import pytest
 
 from logsluice.errors import LogsluiceError
-from logsluice.query import Late, Query
+from logsluice.following import Follower
+from logsluice.query import Query
 
 STREAM, OTHER = 77, 88
 
@@ -152,6 +153,16 @@ def test_a_lost_connection_is_said_and_nothing_missed(dsn, conn):
             follow.run(given.close)
 
 
-def test_a_late_row_that_the_server_is_too_slow_to_find_is_told_all_the_same():
-    late = Late("logs", 5, 3, None, None, None, None)
-    assert late.filter == "stream=5"
+def test_a_late_row_that_the_server_is_too_slow_to_find_is_told_all_the_same(dsn, conn, monkeypatch):
+    def slow(_follower, conn, *_run):
+        conn.execute("SET LOCAL statement_timeout = '10ms'")  # of the search alone: all else takes what it takes
+        conn.execute("SELECT pg_sleep(60)")
+
+    monkeypatch.setattr(Follower, "_measured", slow)
+    store(conn, (0, 1))
+    with Query(dsn) as query:
+        follow = Followed(query)
+        assert follow.run(lambda: store(conn, (3600, 2)), lambda: store(conn, (0, 3)), nothing) == [3]
+        (late,) = follow.late
+        assert (late.stream, late.count, late.found, late.since, late.seqs) == (STREAM, 1, None, None, None)
+        assert [one.seq for one in query.iterate(late.filter, until=late.until)] == [2]
