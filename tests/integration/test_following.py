@@ -98,6 +98,21 @@ def test_late_rows_are_counted_whatever_the_filter_is_and_found_by_what_is_told(
             assert [r.seq for r in query.iterate(late.filter, since=late.since, until=late.until)] == seqs
 
 
+def test_late_rows_of_a_stream_are_told_once_a_window_and_the_rest_at_the_end(dsn, conn):
+    store(conn, (0, 1))
+    told = []
+    with Query(dsn) as query:
+        follow = Followed(query)
+
+        def note():
+            told.append([late.count for late in follow.late])
+
+        first, more = (lambda: store(conn, (3600, 2))), (lambda: store(conn, (3500, 3), (3400, 4)))
+        assert follow.run(first, nothing, note, more, nothing, note) == []
+    assert told == [[1], [1]]
+    assert [late.count for late in follow.late] == [1, 2]
+
+
 def test_streams_of_other_tables_are_not_late_here(dsn, conn):
     conn.execute("CREATE TABLE logsluice.job_log (LIKE logsluice.logs)")
     with Query(dsn) as query:
