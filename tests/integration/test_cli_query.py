@@ -51,13 +51,16 @@ def run(dsn, stored, capsys):
     return run
 
 
-def test_pretty_is_as_tail_shows_it_oldest_first(run):
+def test_pretty_is_as_tail_shows_it_oldest_first(run, monkeypatch):
     first, second, *more = run().out.splitlines()
     assert first == ('2026-11-22 09:01:02.123Z INFO      shop  order 17 paid  {"amount": 12.5, "odd key": "two words"}')
     assert second.startswith("2026-11-22 09:01:03.000Z ERROR     shop  =cmd|' /C calc'!A0  {")
     assert more[0] == r"    forged \x1b[31m\u202e"
     assert all(line.startswith("    ") for line in more)
-    assert run("--tz", "Asia/Kathmandu", "paid").out.startswith("2026-11-22 14:46:02.123+05:45 INFO")
+    there = "2026-11-22 14:46:02.123+05:45 INFO"
+    assert run("--tz", "Asia/Kathmandu", "paid").out.startswith(there)
+    monkeypatch.setenv("TZ", "Asia/Kathmandu")
+    assert run("--tz", "local", "paid").out.startswith(there)
 
 
 def test_the_newest_and_all_of_them(run):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import itertools
 import json
 import os
@@ -16,8 +17,8 @@ from datetime import datetime, timedelta, timezone
 import psycopg
 import pytest
 
-from logsluice import contrib
-from logsluice.cli import COMMANDS, arguments, main, stats, tables
+from logsluice import contrib, reports
+from logsluice.cli import COMMANDS, arguments, main, stats, tables, top
 from logsluice.cli.tables import Column
 
 NOON = datetime.now(timezone.utc).replace(hour=12, minute=0, second=0, microsecond=0) - timedelta(days=1)
@@ -232,6 +233,18 @@ def test_top_once(conn, shown):
     assert [line.split("  ")[-1].strip() for line in lines[11:16]] == [f"order {n} lost (KeyError)" for n in range(5)]
     assert lines[17] == "last failed messages"
     assert re.fullmatch(r" *\d+ \w+  email +3  job-1  mailbox full", lines[19])
+
+
+def test_the_rate_is_of_the_time_between_two_looks():
+    old = reports.StreamState(stream=7, service="shop", environment=None, version=None, host="web", pid=7, offered=0,
+                              stored=1000, dropped=0, dead=0, position=0, started=NOON, updated=NOON, retired=None)  # fmt: skip
+    begun = dataclasses.replace(old, stream=8, stored=80, started=NOON + timedelta(seconds=1))  # since the look before
+    before = top.Look(clock=10.0, now=NOON, streams=[old], levels=[], errors=[], failed=[])
+    streams = [begun, dataclasses.replace(old, stored=1500), dataclasses.replace(old, stream=9)]
+    now = dataclasses.replace(before, clock=12.0, now=NOON + timedelta(seconds=2), streams=streams)
+    assert [line.split()[:2] for line in top.page(before, now, "", None, None)[3:6]] == [
+        ["250", "1,500"], ["40", "80"], ["0", "1,000"],
+    ]  # fmt: skip
 
 
 def test_top_of_nothing(conn, shown):
