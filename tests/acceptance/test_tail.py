@@ -19,7 +19,7 @@ from logsluice import schema
 from support.howto import environment
 from support.processes import until
 
-LIMIT = 90  # seconds: a net below what takes 10
+LIMIT = 90  # seconds: a net below waits that take 10 at most, twice the window
 HELD, EACH = 412, 10_000  # records of the program that is cut off, and of each writer
 LATE = re.compile(r"logsluice: ([\d,]+) older rows? came from stream \d+: (logsluice query .+)")
 
