@@ -64,7 +64,9 @@ class State:
 
 
 def lacks(conn: psycopg.Connection[Any], seen: State, full_name: str) -> bool:
-    """Whether a partition, attached or not, has rows that are not counted."""
+    """Whether a partition, attached or not, has rows that are not counted, or may have: the roll-up is not full."""
+    if not seen.full:  # rows of before have no `xact` to tell by, and somebody else may be counting them now
+        return True
     where, values = seen.known()
     query = f"SELECT true FROM ONLY {full_name} WHERE NOT {where} LIMIT 1"
     return conn.execute(query, values, prepare=False).fetchone() is not None

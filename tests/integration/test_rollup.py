@@ -218,6 +218,20 @@ def test_pruning_waits_for_a_roll_up_that_is_not_full(plain, monkeypatch):
     assert plain.execute("SELECT count(*) FROM logsluice.logs").fetchone() == (1,)
 
 
+def test_prune_by_hand_drops_nothing_while_another_one_fills_it(dsn, plain, capsys):
+    partitions.ensure_at(plain, "logsluice", "day", NOW - 20 * DAY)
+    put(plain, NOW - 20 * DAY)
+    schema.apply(plain, schema.rollup())
+    prune = ["prune", "--dsn", dsn, "--keep", "10d", "--yes"]
+    with connect(dsn) as other, other.transaction():
+        other.execute("SELECT FROM logsluice.logs_hourly_state FOR UPDATE")
+        assert main(prune) == 0
+    assert "rows came that the roll-up has not counted yet" in capsys.readouterr().out
+    assert plain.execute("SELECT count(*) FROM logsluice.logs").fetchone() == (1,)
+    assert main(prune) == 0
+    assert (plain.execute("SELECT count(*) FROM logsluice.logs").fetchone(), counted(plain)) == ((0,), 1)
+
+
 def test_rows_that_are_restored_from_an_archive_are_known(dsn, conn, tmp_path):
     partitions.ensure_at(conn, "logsluice", "day", NOW - 20 * DAY)
     put(conn, NOW - 20 * DAY, 3)
