@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import psycopg
 
-from logsluice import archive, maintenance, partitions
+from logsluice import archive, maintenance, partitions, types
 from logsluice.archive import Archive, manifest, rows
 from logsluice.archive.places import told
 from logsluice.archive.source import Source, absent, columns_of, days, key_of, names, of_partition, words
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from logsluice.archive.places import Place
     from logsluice.retention import LogTable
 
-_OURS = ("stream", "version", "hold")  # tables that a file must not reach: watermarks above all
 _STAGE = "logsluice_restored"
 _OUT_OF_BOUNDS = "22023"  # what make_partitions raises for a time that it makes none for
 
@@ -133,7 +132,7 @@ class Restore:
     until: datetime | None = None
 
     def __post_init__(self) -> None:
-        if self.into in _OURS:
+        if self.into in types.OURS - {"logs", "dead_letter"}:
             raise ConfigError(f"{self.into!r} is logsluice's own table: restore into another")
         self._tables = {one.name: one for one in maintenance.tables(self.conn, self.schema)}
 

@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import psycopg
 
-from logsluice import holds, partitions, schema
+from logsluice import holds, partitions, schema, types
 from logsluice.columns import Table, quote, target_from
 from logsluice.delivery import Failure, Verdict, decide
 from logsluice.encoding import NULL, Marks, clean, copy_text
@@ -432,7 +432,7 @@ def _looked_up(conn: psycopg.Connection[Any], home: str, letter: DeadLetter) -> 
     if not found:
         return f"there is no table {letter.target}: make it, or drop these dead letters"
     where, name, system = found
-    if system or (where == home and name in {"dead_letter", "stream", "version"}):
+    if system or (where == home and name in types.OURS - {"logs"}):
         return f"{letter.target} is no table that records go to: no handler made this dead letter, drop it"
     return Table(home, where, name, letter.columns)
 

@@ -322,7 +322,7 @@ def test_restore_chooses_by_table_time_and_file(archived, conn, now, capsys):
     assert capsys.readouterr().out.count("sound, 1 rows for logs") == 3
     assert messages(conn) == []
     edge = f"{now - 11 * DAY:%Y-%m-%dT%H:%M:%SZ}"
-    assert main(["restore", str(archived), "--since", edge, "--until", "255h"]) == 0
+    assert main(["restore", str(archived), "--since", edge, "--until", f"{now - 10.5 * DAY:%Y-%m-%dT%H:%M:%SZ}"]) == 0
     assert messages(conn) == ["11"]
     assert "takes them away again" in capsys.readouterr().err
     assert main(["restore", str(archived), "--table", "spans"]) == 1
@@ -350,7 +350,10 @@ def test_a_manifest_cannot_reach_watermarks_nor_run_sql(archived, conn, capsys):
     path.write_text(json.dumps({**values, "table": "stream"}))
     assert main(["restore", str(path)]) == 1
     assert "no table" in capsys.readouterr().err
-    assert main(["restore", str(archived), "--into", "hold"]) == 1
+    capsys.readouterr()
+    for own in ("stream", "version", "hold", "logs_hourly", "logs_hourly_state"):
+        assert main(["restore", str(archived), "--into", own]) == 1
+        assert f"{own!r} is logsluice's own table" in capsys.readouterr().err
     columns = [{**one, "type": "text); DROP SCHEMA logsluice CASCADE; --"} for one in values["columns"]]
     path.write_text(json.dumps({**values, "columns": columns}))
     main(["restore", str(path), "--into", "copied"])
@@ -387,6 +390,7 @@ def test_one_at_a_time(archived, dsn, capsys):
     ("argv", "message"),
     [
         (["maintain", "--once", "--format", "jsonl"], "--archive"),
+        (["maintain", "--once", "--format", "jsonl", "--rules", "rules.json"], "is a directory or URL"),
         (["maintain", "--once", "--archive", "nowhere://x"], "cannot be used"),
         (["archive", "nowhere://user:secret@x"], "cannot be used"),
         (["restore", "/nowhere"], "no archive of that table and time"),
@@ -396,7 +400,9 @@ def test_one_at_a_time(archived, dsn, capsys):
         (["restore", ""], "is a directory's path or a URL"),
     ],
 )
-def test_what_is_wrong_is_said(dsn, argv, message, capsys):
+def test_what_is_wrong_is_said(dsn, argv, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("rules.json").write_text('{"archive": 5}')
     more = ["--table", "nothing"] if argv == ["archive", "."] else []
     assert main([*argv, "--dsn", dsn, *more]) == 1
     told = capsys.readouterr().err

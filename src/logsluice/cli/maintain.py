@@ -88,7 +88,8 @@ def _archive(args: argparse.Namespace) -> Settings | None:
         return Settings.of(given)
     if given is None:
         raise ConfigError("--format is about an archive: say with --archive where it is")
-    return Settings.of({**({"target": given} if isinstance(given, str) else given), "format": args.format})
+    given = {"target": given} if isinstance(given, str) else given
+    return Settings.of({**given, "format": args.format} if isinstance(given, dict) else given)
 
 
 def _once(args: argparse.Namespace, rules: Rules, ended: threading.Event | None = None) -> int:
