@@ -41,18 +41,18 @@ BEGIN
     IF NOT EXISTS (SELECT FROM pg_namespace WHERE nspname = home) THEN
         EXECUTE format('CREATE SCHEMA %I', home);
     END IF;
-    IF EXISTS (SELECT FROM pg_namespace WHERE nspname = home AND nspowner <> admin::regrole) THEN
+    IF EXISTS (SELECT FROM pg_namespace WHERE nspname = home AND nspowner <> quote_ident(admin)::regrole) THEN
         EXECUTE format('ALTER SCHEMA %I OWNER TO %I', home, admin);
     END IF;
     FOR name, kind IN
         SELECT c.oid::regclass, CASE c.relkind WHEN 'v' THEN 'VIEW' WHEN 'm' THEN 'MATERIALIZED VIEW' ELSE 'TABLE' END
           FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-         WHERE n.nspname = home AND c.relkind IN ('r', 'p', 'v', 'm') AND c.relowner <> admin::regrole
+         WHERE n.nspname = home AND c.relkind IN ('r', 'p', 'v', 'm') AND c.relowner <> quote_ident(admin)::regrole
          ORDER BY c.relname <> 'stream', c.relname LOOP
         EXECUTE format('ALTER %s %s OWNER TO %I', kind, name, admin);
     END LOOP;
     FOR name IN SELECT p.oid::regprocedure FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace
-                 WHERE n.nspname = home AND p.proowner <> admin::regrole LOOP
+                 WHERE n.nspname = home AND p.proowner <> quote_ident(admin)::regrole LOOP
         EXECUTE format('ALTER ROUTINE %s OWNER TO %I', name, admin);
     END LOOP;
 

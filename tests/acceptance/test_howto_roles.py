@@ -12,6 +12,7 @@ from psycopg.conninfo import make_conninfo
 
 from logsluice import partitions, schema
 from logsluice.cli import main
+from logsluice.columns import quote
 from logsluice.devserver import programs
 from logsluice.query import Query
 from logsluice.tracing import SpanRow, trace
@@ -183,22 +184,22 @@ def test_run_again_it_takes_what_is_too_much_and_changes_nothing_else(logins, em
 
 
 def test_somebody_who_is_no_superuser_may_make_them(empty_dsn):
-    """From PostgreSQL 16 on, whoever makes a role may not act as it."""
+    """From PostgreSQL 16 on, whoever makes a role may not act as it. Names of any letters will do."""
     with psycopg.connect(empty_dsn, autocommit=True) as conn:
         name = conn.info.dbname
         conn.execute(f"CREATE ROLE {name}_dba LOGIN CREATEROLE PASSWORD 'of dba'")
         conn.execute(f"GRANT CREATE ON DATABASE {name} TO {name}_dba")
-        roles = {kind: f"{name}_{kind}" for kind in ("writer", "reader", "admin")}
+        roles = {kind: f"{name}'s {kind.title()}" for kind in ("writer", "reader", "admin")}
         try:
             as_dba = make_conninfo(empty_dsn, user=f"{name}_dba", password="of dba")
             with psycopg.connect(as_dba, autocommit=True) as dba:
                 schema.migrate(dba)
                 for _ in range(2):
                     dba.execute(schema.roles(**roles))
-                dba.execute(f"SET ROLE {roles['admin']}")
+                dba.execute(f"SET ROLE {quote(roles['admin'])}")
                 assert (schema.migrate(dba), schema.missing(dba)) == ([], [])
         finally:
             for role in (*roles.values(), f"{name}_dba"):
-                conn.execute(f"DROP OWNED BY {role} CASCADE")
+                conn.execute(f"DROP OWNED BY {quote(role)} CASCADE")
             for role in (*roles.values(), f"{name}_dba"):
-                conn.execute(f"DROP ROLE {role}")
+                conn.execute(f"DROP ROLE {quote(role)}")
