@@ -8,7 +8,9 @@ that a hold counts from the next step on. What cannot be understood holds more, 
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 from logsluice.columns import quote
@@ -143,5 +145,7 @@ def has(values: Mapping[str, Any], match: Mapping[str, Any]) -> bool:
 
 
 def as_text(value: Any) -> str:
-    """Return a JSON value as PostgreSQL's ->> has it."""
+    """Return a JSON value as PostgreSQL's ->> has it: numbers without an exponent, 0.00001 and not 1e-05."""
+    if isinstance(value, float) and math.isfinite(value):
+        return format(Decimal(repr(value)), "f")
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

@@ -12,7 +12,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from logsluice import deadletters, maintenance, partitions, pruning, retention, types
+from logsluice import deadletters, holds, maintenance, partitions, pruning, retention, types
 from logsluice.contrib import JobLog
 from logsluice.errors import ConfigError
 from support.processes import run_program, until
@@ -511,6 +511,17 @@ def test_a_hold_that_is_written_after_an_interrupted_drop_brings_the_partition_b
     hold(conn, "case 7")
     assert run(conn, STAR, now).skipped == [f"{part.name} is not dropped: hold 'case 7' keeps rows of it"]
     assert messages(conn) == ["m"]
+
+
+def test_a_hold_knows_numbers_as_postgresql_writes_them(conn, now):
+    """Of a float Python writes 1e-05, ->> of jsonb 0.00001: a hold that asked for the former would keep nothing."""
+    for number in (0.00001, 1e22, -2.5e-7, 1.0, 1.5, 7):
+        put(conn, now - 40 * DAY, message=f"{number}", ratio=number)
+        hold(conn, f"of {number}", match={"ratio": number})
+        assert holds.has({"attributes": json.dumps({"ratio": number})}, {"ratio": number})
+    put(conn, now - 40 * DAY, message="other", ratio=0.5)
+    run(conn, STAR, now)
+    assert messages(conn) == sorted(["1e-05", "1e+22", "-2.5e-07", "1.0", "1.5", "7"])
 
 
 def test_a_hold_of_a_time_keeps_it_whole(conn, now):
