@@ -16,7 +16,7 @@ from logsluice.columns import quote
 from logsluice.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
     import psycopg
 
@@ -48,29 +48,32 @@ def erase(
     if not match or not all(name and value for name, value in match.items()):
         raise ConfigError("say which rows: COLUMN=VALUE, neither of them empty")
     found = []
-    kept = holds.read(conn, schema)
     for table in maintenance.tables(conn, schema):
         one = Erased(table.name)
         found.append(one)
-        _rows(conn, schema, table, match, [hold for hold in kept if hold.about(table.name)], one=one, dry_run=dry_run)
+        _rows(conn, schema, table, match, one=one, dry_run=dry_run)
     one = Erased("dead_letter")
     found.append(one)
-    _dead_letters(conn, schema, match, [hold for hold in kept if hold.about("dead_letter")], one=one, dry_run=dry_run)
+    _dead_letters(conn, schema, match, one=one, dry_run=dry_run)
     return found
 
 
+def _held(conn: psycopg.Connection[Any], schema: str, table: str) -> list[holds.Hold]:
+    return [hold for hold in holds.read(conn, schema) if hold.about(table)]
+
+
 def _rows(
-    conn: psycopg.Connection[Any], schema: str, table: LogTable, match: Mapping[str, str], kept: Sequence[holds.Hold],
-    *, one: Erased, dry_run: bool,
-) -> None:  # fmt: skip
+    conn: psycopg.Connection[Any], schema: str, table: LogTable, match: Mapping[str, str], *, one: Erased, dry_run: bool
+) -> None:
     wanted, values = holds.equals(table.columns, match)
-    held, held_values = holds.any_of(kept, table.columns)
     names = [f"{quote(schema)}.{quote(table.name)}"]
     if table.partitioned:  # those whose drop was interrupted, too: they are there until it is finished
         names = [part.full_name for part in partitions.listed(conn, schema, table.name)]
-    free = f"{wanted} AND {held} IS NOT TRUE"
-    given = [*values, *held_values]
     for name in names:
+        kept = _held(conn, schema, table.name)
+        held, held_values = holds.any_of(kept, table.columns)
+        free = f"{wanted} AND {held} IS NOT TRUE"
+        given = [*values, *held_values]
         count = f"SELECT count(*) FILTER (WHERE {held} IS NOT TRUE), count(*) FROM ONLY {name} WHERE {wanted}"
         if dry_run or kept:
             row = conn.execute(count, [*held_values, *values], prepare=False).fetchone()
@@ -88,17 +91,16 @@ def _rows(
 
 
 def _dead_letters(
-    conn: psycopg.Connection[Any], schema: str, match: Mapping[str, str], kept: Sequence[holds.Hold], *, one: Erased,
-    dry_run: bool,
-) -> None:  # fmt: skip
-    table = f"{quote(schema)}.dead_letter"
-    found: list[str] = []
+    conn: psycopg.Connection[Any], schema: str, match: Mapping[str, str], *, one: Erased, dry_run: bool
+) -> None:
+    table, kept = f"{quote(schema)}.dead_letter", _held(conn, schema, "dead_letter")
+    found: list[tuple[str, int, int]] = []
     with conn.transaction():
         partitions.settings(conn, partitions.DROP_LOCK_TIMEOUT)
         with conn.cursor(name="logsluice_forget") as cursor:
             cursor.itersize = PAGE
-            cursor.execute(f"SELECT ctid::text, at, columns, row FROM {table}")
-            for place, at, columns, row in cursor:
+            cursor.execute(f"SELECT ctid::text, stream, position, at, columns, row FROM {table}")
+            for place, stream, position, at, columns, row in cursor:
                 values = _texts(columns, row)
                 if values is None:
                     one.unread += all(value.encode() in row for value in match.values())
@@ -107,15 +109,19 @@ def _dead_letters(
                     if any(hold.keeps(moment, values) for hold in kept):
                         one.held += 1
                     else:
-                        found.append(place)
+                        found.append((place, stream, position))
     if dry_run:
         one.rows = len(found)
         return
     for start in range(0, len(found), CHUNK):
         with conn.transaction():
             partitions.settings(conn, partitions.DROP_LOCK_TIMEOUT)
-            query = f"DELETE FROM {table} WHERE ctid = ANY(%s::tid[])"
-            one.rows += conn.execute(query, [found[start : start + CHUNK]], prepare=False).rowcount
+            # Not by its place alone: another letter may lie there by now.
+            places = "unnest(%s::tid[], %s::bigint[], %s::bigint[]) AS f (place, stream, position)"
+            same = "d.ctid = f.place AND d.stream = f.stream AND d.position = f.position"
+            query = f"DELETE FROM {table} AS d USING {places} WHERE {same}"
+            given = [list(each) for each in zip(*found[start : start + CHUNK], strict=True)]
+            one.rows += conn.execute(query, given, prepare=False).rowcount
 
 
 def _texts(columns: Any, row: bytes) -> dict[str, str | None] | None:

@@ -108,6 +108,40 @@ def test_what_a_legal_hold_keeps_is_counted_and_stays(dsn, conn, people, capsys)
     assert len(left(conn, "dead_letter", "row")) == 1
 
 
+def test_a_hold_counts_from_the_next_partition_on(conn, people):
+    (first, *_) = partitions.listed(conn, "logsluice")
+    conn.execute(
+        "CREATE FUNCTION asked() RETURNS trigger LANGUAGE plpgsql AS "
+        "$$BEGIN INSERT INTO logsluice.hold (name, reason) VALUES ('case', 'asked for') ON CONFLICT DO NOTHING; RETURN NULL; END$$; "
+        f"CREATE TRIGGER asked AFTER DELETE ON {first.full_name} EXECUTE FUNCTION asked()"
+    )
+    found = {one.table: (one.rows, one.held) for one in erasure.erase(conn, {"user_id": "u-7"})}
+    assert found == {"logs": (1, 1), "activity": (0, 2), "job_log": (0, 0), "dead_letter": (0, 0)}
+    assert left(conn, "logs") == ["u-7", "u-8", "u-8"]
+
+
+def test_a_dead_letter_that_came_to_lie_where_another_was_stays(dsn, conn, monkeypatch):
+    dead(conn, ["user_id"], "u-7")
+    place = "SELECT ctid::text FROM logsluice.dead_letter"
+    old, settings, texts, read = conn.execute(place).fetchone(), partitions.settings, erasure._texts, []
+
+    def meanwhile(*given):
+        if read:  # all were looked at, nothing is deleted yet
+            with psycopg.connect(dsn, autocommit=True) as other:
+                other.execute("DELETE FROM logsluice.dead_letter")
+                other.execute("VACUUM (TRUNCATE false) logsluice.dead_letter")
+                other.execute(
+                    "INSERT INTO logsluice.dead_letter (stream, position, target, row) VALUES (1, 2, 't', 'x')"
+                )
+                assert other.execute(place).fetchone() == old
+        settings(*given)
+
+    monkeypatch.setattr(partitions, "settings", meanwhile)
+    monkeypatch.setattr(erasure, "_texts", lambda *given: read.append(1) or texts(*given))
+    assert erasure.erase(conn, {"user_id": "u-7"})[-1].rows == 0
+    assert left(conn, "dead_letter", "position") == [2]
+
+
 def test_a_dead_letter_that_is_no_row_is_told(dsn, conn, people, capsys):
     dead(conn, ["user_id", "message"], "half a row of u-7")
     dead(conn, None, "u-8")
