@@ -196,8 +196,12 @@ class Pruning:
             if not self.run.stop() and not blocked:
                 blocked = self._whole(part)
         for part in parts:
-            if part not in old and not self.run.stop() and self._partly(part) and not blocked:
+            if part not in old and not self.run.stop() and (self._begun(part) or self._partly(part)) and not blocked:
                 blocked = self._whole(part, emptied=True)
+
+    def _begun(self, part: Partition) -> bool:
+        """Whether dropping it was begun and its rows are not due: it is a partition again, or nobody ever sees them."""
+        return part.state != "attached" and bool(self.gone) and not self.run.report.dry_run
 
     def _plain(self, name: str) -> None:
         """Delete what is due in a table without partitions, if its oldest row is."""
@@ -264,7 +268,7 @@ class Pruning:
     def _look(self, part: Partition, *, emptied: bool) -> None:
         """Raise `KeptError` for rows that may not go: no rule was asked about them, or the roll-up lacks them."""
         if emptied and self._any(part):
-            raise partitions.KeptError("rows came after it was emptied")
+            raise partitions.KeptError("it has rows that are not due or came late")
         if self.counted is not None and rollup.lacks(self.run.conn, self.counted, part.full_name):
             raise partitions.KeptError("rows came that the roll-up has not counted yet")
 

@@ -492,7 +492,7 @@ def test_a_row_that_is_kept_for_ever_and_comes_at_the_last_moment_stays(conn, no
     late.append(lambda: put(conn, now - 40 * DAY, 40, "late"))
     given = {"ERROR": "forever", "*": "30d"}
     (said,) = run(conn, given, now).skipped
-    assert said.endswith("is not dropped: rows came after it was emptied")
+    assert said.endswith("is not dropped: it has rows that are not due or came late")
     assert (messages(conn), late) == (["late"], [])
     assert run(conn, given, now).skipped == []
     assert messages(conn) == ["late"]
@@ -522,6 +522,24 @@ def test_a_hold_knows_numbers_as_postgresql_writes_them(conn, now):
     put(conn, now - 40 * DAY, message="other", ratio=0.5)
     run(conn, STAR, now)
     assert messages(conn) == sorted(["1e-05", "1e+22", "-2.5e-07", "1.0", "1.5", "7"])
+
+
+@pytest.mark.parametrize("given", [{"*": "90d"}, {"ERROR": "forever", "*": "30d"}])
+def test_a_drop_that_was_interrupted_is_undone_where_rows_are_not_due(conn, now, given):
+    """They came late, or the rules are others by now: detached no reader would ever see them."""
+    put(conn, now - 40 * DAY, 40)
+    (part,) = partitions.listed(conn, "logsluice")
+
+    def killed():
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        partitions.drop(conn, "logsluice", part, before=killed)
+    assert messages(conn) == []
+    assert run(conn, given, now, dry_run=True).skipped == []
+    assert run(conn, given, now).skipped == [f"{part.name} is not dropped: it has rows that are not due or came late"]
+    assert messages(conn) == ["m"]
+    assert run(conn, given, now).skipped == []
 
 
 def test_a_hold_of_a_time_keeps_it_whole(conn, now):
