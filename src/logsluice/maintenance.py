@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 
     from logsluice.retention import Rules
 
+AT_WORK = "logsluice: a maintainer is at work: nothing done, try again when it is through"  # what commands say then
 STREAMS = 1000  # rows of `stream` in one transaction
 STREAM_AGE = timedelta(days=30)  # of a stream's row since its last use; DESIGN D4
 LATE = timedelta(days=2)  # a row's ts may be so much later than its storing: capture's own limit

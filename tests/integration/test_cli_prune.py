@@ -107,6 +107,14 @@ def test_a_reader_of_logs_lets_it_end_in_time(dsn, conn, old, capsys, monkeypatc
     assert len(partitions.listed(conn, "logsluice")) == 1
 
 
+def test_one_at_a_time(dsn, conn, old, capsys):
+    conn.execute("SELECT pg_advisory_lock(hashtextextended('logsluice maintain logsluice', 0))")
+    assert logsluice("prune", "--dsn", dsn, "--keep", "30d") == 0
+    assert logsluice("prune", "--dsn", dsn, "--keep", "30d", "--yes") == 1
+    assert "a maintainer is at work: nothing done" in capsys.readouterr().err
+    assert count(conn) == 3
+
+
 @pytest.mark.parametrize("keep", ["30m", "23h", "0d", "1439m"])
 def test_less_than_a_day_is_refused_before_anything_else(keep):
     with pytest.raises(ConfigError, match=r"at least 1 day.*m is minutes"):

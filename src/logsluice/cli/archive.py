@@ -6,7 +6,7 @@ import sys
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING
 
-from logsluice import archiving
+from logsluice import archiving, maintenance
 from logsluice.archive import FORMATS, Settings
 from logsluice.cli import common, progress
 from logsluice.cli.arguments import moment, utf8
@@ -40,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
             conn, settings, args.schema, table=args.table, since=args.since, until=until, progress=told
         )
     if done is None:
-        print("logsluice: a maintainer is at work: nothing done, try again when it is through", file=sys.stderr)
+        print(maintenance.AT_WORK, file=sys.stderr)
         return 1
     say_anything(sys.stdout)
     for one in done.written:

@@ -51,9 +51,15 @@ def run(args: argparse.Namespace) -> int:
         if not args.yes:
             print(f"\nThis was a dry run, nothing was dropped. To drop them:\n  {_for_real(args)}")
             return 0
-        with common.said("cannot count the rows for the roll-up"):
-            rollup.refresh(conn, args.schema)
-        return _drop_all(conn, args.schema, old)
+        partitions.check_session(conn)
+        # Else a maintainer could attach again, as its rules say, what we are about to drop as detached.
+        with maintenance.leading(conn, args.schema, needed=True) as leads:
+            if not leads:
+                print(maintenance.AT_WORK, file=sys.stderr)
+                return 1
+            with common.said("cannot count the rows for the roll-up"):
+                rollup.refresh(conn, args.schema)
+            return _drop_all(conn, args.schema, old)
 
 
 def _held(conn: psycopg.Connection[Any], schema: str, parts: Sequence[partitions.Partition]) -> dict[str, str]:
