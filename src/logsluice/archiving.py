@@ -164,7 +164,10 @@ class Restore:
                 f"SELECT count(*) FROM {_STAGE} WHERE {during}", values, prepare=False
             ).fetchone()
             insert = f"INSERT INTO {target} ({columns}) SELECT {columns} FROM {_STAGE} WHERE "
-            lacking = f" AND {absent(_STAGE, target, one.columns, key_of(one.table))}"
+            key = key_of(one.table)
+            # A dead letter that was edited or stored since is the same one: put back beside it, it would be sent again.
+            same = [each for each in one.columns if one.table != "dead_letter" or each.name in key]
+            lacking = f" AND {absent(_STAGE, target, same, key)}"
             query = insert.replace("%", "%%") + during + lacking.replace("%", "%%")
             stored = self.conn.execute(query, values, prepare=False).rowcount
         return Restored(one, wanted[0] if wanted is not None else 0, stored)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta, timezone
 from pathlib import Path
 
@@ -190,6 +191,16 @@ def test_a_file_that_is_not_what_was_written_lets_nothing_go(conn, now, target, 
     assert (messages(conn), len(files(target))) == ([], 2)
 
 
+def test_a_file_that_was_damaged_since_is_no_reason_to_drop(conn, now, target):
+    put(conn, now - 40 * DAY, "old")
+    (one,) = archiving.archive_all(conn, Settings(str(target), "jsonl"), until=now - 30 * DAY).written
+    (target / one.path).write_bytes(b"of another disk")
+    report = run(conn, {"*": "30d"}, now, target)
+    assert (messages(conn), report.skipped) == ([], [])
+    assert restore(conn, target) == [1]
+    assert messages(conn) == ["old"]
+
+
 @pytest.mark.parametrize("fails", [False, True])
 def test_a_row_that_comes_after_its_partition_was_archived(conn, dsn, now, target, monkeypatch, fails):
     put(conn, now - 40 * DAY, "early", 1)
@@ -249,6 +260,17 @@ def test_rows_of_finer_rules_and_dead_letters(conn, now, target, monkeypatch):
     assert rows(conn, "dead_letter") == []
     assert sum(restore(conn, target)) == 9
     assert (rows(conn), rows(conn, "dead_letter")) == before
+
+
+def test_a_dead_letter_that_was_stored_since_does_not_wait_again(conn, now, target):
+    conn.execute(
+        "INSERT INTO logsluice.dead_letter (at, stream, position, target, row) VALUES (%s, 1, 1, 'logs', 'x')",
+        [now - 9 * DAY],
+    )
+    assert archiving.archive_all(conn, Settings(str(target), "jsonl"), table="dead_letter", until=now).written
+    conn.execute("UPDATE logsluice.dead_letter SET replayed_at = now()")
+    assert restore(conn, target) == [0]
+    assert conn.execute("SELECT count(*), count(replayed_at) FROM logsluice.dead_letter").fetchall() == [(1, 1)]
 
 
 def test_plain_tables_go_by_day(empty_dsn, now, target):
@@ -334,6 +356,19 @@ def test_restore_chooses_by_table_time_and_file(archived, conn, now, capsys):
     assert conn.execute("SELECT count(*) FROM logsluice.old_logs").fetchone() == (3,)
     assert main(["restore", str(archived), "--into", "old_logs"]) == 0
     assert conn.execute("SELECT count(*), min(attributes->>'x') FROM logsluice.old_logs").fetchone() == (3, None)
+
+
+def test_two_restores_at_once_store_a_row_once(archived, conn, dsn):
+    lock = 'SELECT pg_advisory_xact_lock(hashtextextended(\'logsluice restore "logsluice"."logs"\', 0))'
+    waits = "SELECT true FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
+    with psycopg.connect(dsn) as other, ThreadPoolExecutor(1) as pool:
+        other.execute(lock)  # as the other one has it
+        second = pool.submit(main, ["restore", str(archived), "--dsn", dsn])
+        assert until(lambda: conn.execute(waits).fetchone(), LIMIT)
+        archiving.Restore(other, places.place_of(str(archived))).file(files(archived)[0])
+        other.commit()
+        assert second.result(LIMIT) == 0
+    assert messages(conn) == ["10", "11", "12"]
 
 
 def test_a_damaged_file_is_told_and_the_others_are_restored(archived, conn, capsys):
