@@ -224,6 +224,7 @@ def test_a_watermark_goes_only_when_nobody_can_need_it(conn, now):
         "gone of late": (20, 100, True),
         "memory, before the oldest partition": (None, 60, False),
         "memory, whose rows may be there": (None, 49, False),
+        "memory, whose rows may be a day ahead of it": (None, 51.5, False),
         "memory, in use": (None, 1, False),
     }
     for number, (service, (retired, updated, journal)) in enumerate(rows.items()):
@@ -241,8 +242,19 @@ def test_a_watermark_goes_only_when_nobody_can_need_it(conn, now):
     assert run(conn, None, now, dry_run=True).streams == 3
     assert run(conn, None, now).streams == 3
     assert left() == set(rows) - first
-    assert run(conn, STAR, now).streams == 1, "its last partition is gone"
-    assert left() == set(rows) - first - {"memory, whose rows may be there"}
+    assert run(conn, STAR, now).streams == 2, "their last partition is gone"
+    assert left() == set(rows) - first - {one for one in rows if one.startswith("memory, whose rows may")}
+
+
+def test_a_watermark_that_a_writer_holds_is_left_to_it(dsn, conn, now, monkeypatch):
+    monkeypatch.setattr(partitions, "DROP_LOCK_TIMEOUT", "50ms")
+    for number in (1, 2):
+        conn.execute("INSERT INTO logsluice.stream (stream, retired) VALUES (%s, %s)", [number, now - 40 * DAY])
+    with connect(dsn) as other, other.transaction():
+        other.execute("SELECT FROM logsluice.stream WHERE stream = 1 FOR UPDATE")
+        report = run(conn, None, now)
+    assert (report.streams, report.skipped) == (1, [])
+    assert conn.execute("SELECT stream FROM logsluice.stream").fetchall() == [(1,)]
 
 
 KILLED = """
@@ -540,6 +552,15 @@ def test_a_drop_that_was_interrupted_is_undone_where_rows_are_not_due(conn, now,
     assert run(conn, given, now).skipped == [f"{part.name} is not dropped: it has rows that are not due or came late"]
     assert messages(conn) == ["m"]
     assert run(conn, given, now).skipped == []
+
+
+def test_a_hold_may_end_never(conn, now):
+    for days in (40, 41):
+        put(conn, now - days * DAY, message=f"{days}")
+    hold(conn, "case", starts=f"{now - 40.5 * DAY}", ends="infinity")
+    hold(conn, "elsewhere", target="job_log", starts="-infinity", ends="infinity")
+    assert run(conn, STAR, now).skipped == []
+    assert messages(conn) == ["40"]
 
 
 def test_a_hold_of_a_time_keeps_it_whole(conn, now):
