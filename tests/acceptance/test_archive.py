@@ -107,7 +107,7 @@ def test_it_is_ended_while_it_writes(how, dsn, conn, now, target, tmp_path):
     put(conn, now - 40 * DAY, "old ", rows=30_000)
     command = f"logsluice maintain --every 6h --keep '*=30d' --archive {target} --format jsonl"
     with Service(command, tmp_path, LOGSLUICE_DSN=dsn) as service:
-        assert until(lambda: list(target.rglob("*.tmp")), LIMIT), service.output
+        assert until(lambda: list(target.rglob("*.*")), LIMIT), service.output
         service.stop(how)
     # On a busy machine it may have come to its end before: that is no loss either.
     everything = {f"old {n}" for n in range(1, 30_001)}
