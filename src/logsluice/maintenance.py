@@ -11,7 +11,7 @@ Rules, each against an accident:
    when no partition is left that could hold its rows. Both when they are 30 days old.
 4. What a hold (holds.py) keeps is not touched; a partition in which it keeps a row is not dropped. Each is looked at
    again when it is detached and nobody adds a row any more; one that has to stay is attached again.
-5. `now` is given. The clock of the server decides about nothing.
+5. `now` is given. The clock of the server decides about nothing that goes; partitions are made within 8 days of it.
 6. One at a time for each schema: a lock of the session, which a killed maintainer gives back by dying.
 7. Only tables that logsluice made: a partition that somebody detached by hand to keep it is no table of ours.
 8. With an archive nothing goes that is not in it, verified (archive/). Watermarks do not go there: they are no records.
