@@ -75,17 +75,20 @@ def old(tmp_path_factory):
     """The folder of an environment with the wheel of COMMIT, built from this checkout's own history."""
     folder = tmp_path_factory.mktemp("old")
     # safe.directory: root reads a checkout of another user's, as in a container that one is mounted into.
-    git = ["git", "-c", f"safe.directory={ROOT}", "-C", str(ROOT), "archive", "--format=zip"]
-    git += ["--output", str(folder / "old.zip"), COMMIT]
-    archived = subprocess.run(git, capture_output=True, text=True, check=False, timeout=SECONDS)
+    git = ["git", "-c", f"safe.directory={ROOT}", "-C", str(ROOT)]
+    given = {"capture_output": True, "text": True, "check": False, "timeout": SECONDS}
+    if subprocess.run([*git, "cat-file", "-e", COMMIT], **given).returncode:
+        subprocess.run([*git, "fetch", "--quiet", "--unshallow"], **given)  # of a clone with --depth
+    archive = ["archive", "--format=zip", "--output", str(folder / "old.zip"), COMMIT]
+    archived = subprocess.run([*git, *archive], **given)
     if archived.returncode:
         pytest.fail(
             f"commit {COMMIT} is not in this clone, so the wheel that old programs run cannot be built: "
             f"git fetch --unshallow (git says: {archived.stderr.strip()})",
             pytrace=False,
         )
-    with zipfile.ZipFile(folder / "old.zip") as archive:  # not tar: Python 3.12 asks for a filter, 3.11.2 has none
-        archive.extractall(folder / "src")
+    with zipfile.ZipFile(folder / "old.zip") as packed:  # not tar: Python 3.12 asks for a filter, 3.11.2 has none
+        packed.extractall(folder / "src")
     quiet = ["--quiet", "--disable-pip-version-check", "--no-cache-dir", "--no-deps"]
     run(sys.executable, "-m", "pip", "wheel", *quiet, "--wheel-dir", folder, folder / "src")
     (wheel,) = folder.glob("logsluice-*.whl")
