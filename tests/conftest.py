@@ -8,6 +8,7 @@ use instead of starting one; its role must be allowed to make databases.
 from __future__ import annotations
 
 import os
+from datetime import timezone
 
 import hypothesis
 import psycopg
@@ -68,6 +69,13 @@ def dsn(postgres_server, admin, template_database):
     name = create_database(admin, template_database)
     yield postgres_server.dsn(name)
     drop_database(admin, name)
+
+
+@pytest.fixture
+def now(conn):
+    """Noon of today, by the server of the test's `conn`: partitions of so many days ago are told apart by whole days."""
+    now = conn.execute("SELECT now()").fetchone()[0].astimezone(timezone.utc)
+    return now.replace(hour=12, minute=0, second=0, microsecond=0)
 
 
 @pytest.fixture

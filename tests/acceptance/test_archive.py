@@ -9,7 +9,7 @@ import signal
 import threading
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from datetime import timedelta, timezone
+from datetime import timedelta
 
 import duckdb
 import psycopg
@@ -36,13 +36,6 @@ SELECT %s::timestamptz + n * interval '100 ms', %s, %s || n, jsonb_build_object(
 def conn(dsn):
     with psycopg.connect(dsn, autocommit=True) as conn:
         yield conn
-
-
-@pytest.fixture
-def now(conn):
-    """Noon of today."""
-    now = conn.execute("SELECT now()").fetchone()[0].astimezone(timezone.utc)
-    return now.replace(hour=12, minute=0, second=0, microsecond=0)
 
 
 @pytest.fixture

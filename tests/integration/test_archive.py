@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from concurrent.futures import ThreadPoolExecutor
-from datetime import timedelta, timezone
+from datetime import timedelta
 from pathlib import Path
 
 import psycopg
@@ -43,13 +43,6 @@ MORE = {
 def conn(dsn):
     with psycopg.connect(dsn, autocommit=True) as conn:
         yield conn
-
-
-@pytest.fixture
-def now(conn):
-    """Noon of today."""
-    now = conn.execute("SELECT now()").fetchone()[0].astimezone(timezone.utc)
-    return now.replace(hour=12, minute=0, second=0, microsecond=0)
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import json
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from datetime import timedelta, timezone
+from datetime import timedelta
 from pathlib import Path
 
 import psycopg
@@ -33,13 +33,6 @@ def connect(dsn):
 def conn(dsn):
     with connect(dsn) as conn:
         yield conn
-
-
-@pytest.fixture
-def now(conn):
-    """Noon of today: partitions of so many days ago are told apart by whole days."""
-    now = conn.execute("SELECT now()").fetchone()[0].astimezone(timezone.utc)
-    return now.replace(hour=12, minute=0, second=0, microsecond=0)
 
 
 def put(conn, moment, level=20, message="m", *, width="day", **attributes):
