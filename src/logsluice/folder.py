@@ -135,11 +135,12 @@ class Folder:
         return self._lock
 
     def used(self) -> int:
-        """Return the bytes of all files in it, whoever made them."""
+        """Return the bytes of all files in it, whoever made them. Inside `exclusive` never too few."""
         total = 0
-        for name in os.listdir(self.root()):  # noqa: PTH208 - of a descriptor
+        # The quarantine last: a file that moves there during the look is counted twice, and never not at all.
+        for name in sorted(self.names(), key=QUARANTINE.__eq__):
             try:
-                found = os.stat(name, dir_fd=self._root, follow_symlinks=False)
+                found = self._stat(name)
                 if stat.S_ISDIR(found.st_mode):
                     total += sum(size for _, size in self.files(name))
                 else:
@@ -152,12 +153,11 @@ class Folder:
 
     def streams(self) -> list[str]:
         """Return the names of all sub-folders but the quarantine."""
-        names = os.listdir(self.root())  # noqa: PTH208 - of a descriptor
-        return sorted(name for name in names if name not in {QUARANTINE, LOCK} and self._is_folder(name))
+        return sorted(name for name in self.names() if name not in {QUARANTINE, LOCK} and self._is_folder(name))
 
     def _is_folder(self, name: str) -> bool:
         try:
-            return stat.S_ISDIR(os.stat(name, dir_fd=self._root, follow_symlinks=False).st_mode)
+            return stat.S_ISDIR(self._stat(name).st_mode)
         except FileNotFoundError:
             return False
 
@@ -185,19 +185,28 @@ class Folder:
             return None
         return owner
 
-    def files(self, name: str) -> list[tuple[str, int]]:
-        """Return (name, bytes) of a sub-folder's files."""
+    def names(self, name: str = ".") -> list[str]:
+        """
+        Return the names in a sub-folder, or in the folder itself.
+
+        The descriptor is opened for this one list: two threads that read the folder's own would share its place in it,
+        and each would miss what the other read. So `journal_bytes` was exceeded by a segment.
+        """
         folder = os.open(name, TO_LIST, dir_fd=self.root())
         try:
-            found = []
-            for entry in os.listdir(folder):  # noqa: PTH208 - of a descriptor
-                try:
-                    found.append((entry, os.stat(entry, dir_fd=folder, follow_symlinks=False).st_size))
-                except FileNotFoundError:
-                    pass
-            return sorted(found)
+            return os.listdir(folder)  # noqa: PTH208 - of a descriptor
         finally:
             os.close(folder)
+
+    def files(self, name: str) -> list[tuple[str, int]]:
+        """Return (name, bytes) of a sub-folder's files."""
+        while True:
+            try:
+                return sorted((entry, self._stat(f"{name}/{entry}").st_size) for entry in self.names(name))
+            except FileNotFoundError:
+                if not self.exists(name):
+                    raise
+                # One has another name now, or is settled. Each look again is one file fewer, or one that is whole.
 
     def remove(self, name: str) -> bool:
         """Remove a stream's folder if nothing but its owner's file is left; whether it is gone. Its owner only."""
@@ -315,10 +324,13 @@ class Folder:
         """Return a second descriptor of an open file."""
         return os.dup(descriptor)
 
+    def _stat(self, name: str) -> os.stat_result:
+        return os.stat(name, dir_fd=self.root(), follow_symlinks=False)
+
     def exists(self, name: str) -> bool:
         """Whether there is a file of this name."""
         try:
-            os.stat(name, dir_fd=self.root(), follow_symlinks=False)
+            self._stat(name)
         except OSError:
             return False
         return True

@@ -8,7 +8,6 @@ at and never taken: its `owner` is tried inside `exclusive`, and let go of at on
 from __future__ import annotations
 
 import errno
-import os
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -147,7 +146,7 @@ def refused(path: str, error: OSError) -> LogsluiceError:
 
 def look(folder: Folder, *, count: bool = True) -> Place:
     """Return what is there. Without `count` no segment is read, but for a header a stream. Raises OSError."""
-    names = os.listdir(folder.root())  # noqa: PTH208 - of a descriptor
+    names = folder.names()
     subfolders = folder.streams()
     streams = [_stream(folder, name, count=count) for name in subfolders if STREAM_NAME.fullmatch(name)]
     streams.sort(key=lambda one: one.started or 0.0)

@@ -601,3 +601,52 @@ def test_an_interpreter_that_cannot_keep_the_promise_is_refused(path, name, valu
             check(str(path), unsafe_fs=True)
     assert says in reason
     assert not path.exists()
+
+
+# --- what is in it, while it changes ------------------------------------------------------------------------------------
+
+
+def filled(folder, *names, size=1000):
+    with folder.exclusive(LIMIT):
+        os.close(folder.own(STREAM))
+        for name in names:
+            os.close(folder.make(f"{STREAM}/{name}", size))
+
+
+def test_two_threads_that_list_the_folder_at_once_both_see_all_of_it(folder):
+    """One descriptor has one place in the list: with a shared one, each thread got what the other had not read yet."""
+    filled(folder, "one", "two")
+    with os.scandir(folder.root()) as half:
+        next(half)  # the list is in the middle, and another thread comes
+        assert folder.used() == 2000
+        assert folder.streams() == [STREAM]
+
+
+def moves_between(monkeypatch, wanted, move):
+    """Have something happen after a name was listed and before its file is looked at."""
+    real, done = os.stat, []
+
+    def stat_after(name, **options):
+        if not done and str(name).endswith(wanted):
+            done.append(move())
+        return real(name, **options)
+
+    monkeypatch.setattr(module.os, "stat", stat_after)
+    return done
+
+
+def test_a_file_that_gets_another_name_during_the_look_is_counted(folder, monkeypatch):
+    filled(folder, "one.new", "two")
+    done = moves_between(monkeypatch, ".new", lambda: folder.rename(f"{STREAM}/one.new", f"{STREAM}/one"))
+    assert folder.used() == 2000
+    assert len(done) == 1
+    assert folder.files(STREAM) == [("one", 1000), ("owner", 0), ("two", 1000)]
+
+
+def test_a_file_that_moves_to_the_quarantine_during_the_look_is_counted(folder, monkeypatch):
+    filled(folder, "one", "two", "three")
+    folder.quarantine(f"{STREAM}/three")  # so that the quarantine is there, and is listed
+    monkeypatch.setattr(folder, "names", lambda name=".": sorted(Folder.names(folder, name), reverse=True))
+    done = moves_between(monkeypatch, STREAM, lambda: folder.quarantine(f"{STREAM}/one"))
+    assert folder.used() >= 3000
+    assert len(done) == 1
