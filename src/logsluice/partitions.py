@@ -36,6 +36,9 @@ AHEAD = timedelta(days=1)  # kept ready before and after now: late records, and 
 MAKE_LOCK_TIMEOUT = "2s"
 # 3 s: an autovacuum in the way gives up after `deadlock_timeout` (1 s); whoever reads longer is left in peace.
 DROP_LOCK_TIMEOUT = "3s"
+# 10 s: our transactions have no pauses of their own. A process that is killed in one leaves its socket to its children,
+# the server sees no end of the session, and its locks would keep every other process from making a partition.
+IDLE_LIMIT = "10s"
 
 _MARK = "logsluice prune: to be dropped, was a partition of"
 _MOMENT = re.compile(r"\b(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d)(?:\.(\d{1,6}))?(?:Z|([+-])(\d\d)(?::(\d\d))?(?::(\d\d))?)")
@@ -107,7 +110,8 @@ def settings(conn: psycopg.Connection[Any], lock_timeout: str) -> None:
     """All that a transaction here needs; READ COMMITTED, to see what others made while we waited for a lock."""
     conn.execute(
         "SET TRANSACTION ISOLATION LEVEL READ COMMITTED; SET LOCAL search_path = pg_catalog, pg_temp; "
-        f"SET LOCAL timezone = 'UTC'; SET LOCAL datestyle = 'ISO'; SET LOCAL lock_timeout = '{lock_timeout}'",
+        f"SET LOCAL timezone = 'UTC'; SET LOCAL datestyle = 'ISO'; SET LOCAL lock_timeout = '{lock_timeout}'; "
+        f"SET LOCAL idle_in_transaction_session_timeout = '{IDLE_LIMIT}'",
         prepare=False,
     )
 

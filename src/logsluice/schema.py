@@ -30,10 +30,12 @@ if TYPE_CHECKING:
 
 # 10 s: the first of many processes that start at once needs less than 1 s for everything; a longer wait means that
 # somebody holds a table that a file alters, and each second of ours in that queue stops the writers behind us.
+# Idle for 10 s: `partitions.IDLE_LIMIT` says which accident that ends.
 # READ COMMITTED: with a snapshot from before the lock, the second process would not see what the first one made.
 _SETTINGS = """
     SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
     SET LOCAL lock_timeout = '10s';
+    SET LOCAL idle_in_transaction_session_timeout = '10s';
     SET LOCAL search_path = pg_catalog, pg_temp;
 """
 # The version that a writer needs. What came later serves the commands alone: a program that is updated before its

@@ -336,9 +336,11 @@ def test_f_02_forked_children_leave_by_os_exit(dsn, tmp_path, journal):
 # A child that lives on when its parent is killed.
 SURVIVES = """
 import ctypes, psycopg
+from logsluice import partitions
+other = psycopg.connect(DSN)
+AT_ONCE
 configure(io_timeout=1)              # the server lets go of what a killed process held after twice that
 orders("old", 100)
-other = psycopg.connect(DSN)
 BEFORE
 orders("new", 100)
 read, write = os.pipe()
@@ -357,13 +359,25 @@ os.kill(os.getpid(), signal.SIGKILL)
 """
 # With the hooks the parent has a second handler, which was replaced and drains still, into a table that is locked.
 # Without them its threads are asleep: such a fork while one waits for the interpreter's lock breaks any Python.
+# The third is killed while it makes partitions: its backend gets the lock after its death, and is at their COMMIT.
+MAKES = """
+partitions.MAKE_LOCK_TIMEOUT, partitions.IDLE_LIMIT = "30s", "5s"
+other.execute("LOCK TABLE logsluice.logs IN SHARE UPDATE EXCLUSIVE MODE")
+"""
+WAITS = f"""
+WAITS = "SELECT 1 FROM pg_locks WHERE relation = 'logsluice.logs'::regclass AND NOT granted"
+end = time.monotonic() + {LIMIT}
+while not other.execute(WAITS).fetchone():
+    assert time.monotonic() < end
+"""
 HOW = {
     "a fork with Python's hooks": (
-        'other.execute("LOCK TABLE logsluice.logs IN ACCESS EXCLUSIVE MODE")\nconfigure(io_timeout=1)', "os.fork()", "pass",
+        "", 'other.execute("LOCK TABLE logsluice.logs IN ACCESS EXCLUSIVE MODE")\nconfigure(io_timeout=1)', "os.fork()", "pass",
     ),
     "a fork without them, and a record": (
-        "threading.Event().wait(0.2)", "ctypes.PyDLL(None).fork()", 'order("child")',
+        "", "threading.Event().wait(0.2)", "ctypes.PyDLL(None).fork()", 'order("child")',
     ),
+    "a fork while partitions are made": (MAKES, WAITS, "os.fork()", "pass"),
 }  # fmt: skip
 
 
@@ -371,11 +385,15 @@ HOW = {
 def test_f_05_a_child_outlives_its_killed_parent(dsn, tmp_path, journal, how):
     """What it inherited must not make the parent's streams look owned."""
     text = SURVIVES
-    for place, with_what in zip(("BEFORE", "FORK", "FIRST"), HOW[how], strict=True):
+    for place, with_what in zip(("AT_ONCE", "BEFORE", "FORK", "FIRST"), HOW[how], strict=True):
         text = text.replace(place, with_what)
     ran = run(dsn, tmp_path, text, status=-signal.SIGKILL, PYTHONWARNINGS="ignore")
     child = ran.told["child"]
     try:
+        if how == "a fork while partitions are made":  # so it did happen
+            held = "SELECT 1 FROM pg_stat_activity WHERE state = 'idle in transaction' AND query ~ 'make_partitions'"
+            with psycopg.connect(dsn, autocommit=True) as conn:
+                assert until(lambda: conn.execute(f"{held} AND datname = current_database()").fetchone(), LIMIT)
         assert not ended(child, 0)
         assert journal.in_files() == len(ran.ids)
         logs = sum(name == "child" for name in ran.ids)  # then it has a stream of its own, and keeps it
