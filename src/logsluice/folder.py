@@ -58,15 +58,17 @@ class Folder:
         self._lock = -1
         self._mutex = RLock()
         self._depth = 0
+        self._locked = False  # the flock is ours; not while it is waited for
 
     # --- the place ----------------------------------------------------------------------------------------------
 
     def root(self) -> int:
         """Return the folder's descriptor; make the folder if it is not there, or is no more."""
-        if self._root >= 0 and os.fstat(self._root).st_nlink:
+        if self._is_there():
             return self._root
         with self._mutex:
-            self.close()
+            if self._is_there():
+                return self._root  # another thread was first
             _make_path(Path(self.path), 0o700)
             # The last part may be a link of the administrator's; what is below may not.
             root = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -78,8 +80,14 @@ class Folder:
                 os.close(root)
                 mode = stat.S_IMODE(found.st_mode)
                 raise PermissionError(errno.EPERM, f"others may write into it (mode {mode:03o}): chmod go-w it")
-            self._root = root
+            if self._root < 0:
+                self._root = root
+            else:
+                self.renumber(root, self._root)
         return self._root
+
+    def _is_there(self) -> bool:
+        return self._root >= 0 and os.fstat(self._root).st_nlink > 0
 
     def close(self) -> None:
         """Close what is open: after a fork, in the child, too; an flock is never unlocked there, only let go of."""
@@ -96,7 +104,7 @@ class Folder:
 
     def renew(self) -> None:
         """Forget what a fork inherited. The child's only thread."""
-        self._mutex, self._depth = RLock(), 0
+        self._mutex, self._depth, self._locked = RLock(), 0, False
         self.close()
 
     @contextmanager
@@ -109,10 +117,10 @@ class Folder:
             self._depth += 1
             try:
                 lock = self._lock_file()
-                while self._depth == 1:
+                while not self._locked:  # also a signal handler that interrupted this wait
                     try:
                         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                        break
+                        self._locked = True
                     except BlockingIOError:
                         if time.monotonic() >= end:
                             raise BusyError(errno.EAGAIN, "another process holds the folder") from None
@@ -121,16 +129,17 @@ class Folder:
             finally:
                 self._depth -= 1
                 if not self._depth and self._lock >= 0:
+                    self._locked = False  # first: a signal handler in between takes it again
                     fcntl.flock(self._lock, fcntl.LOCK_UN)
         finally:
             self._mutex.release()
 
     def _lock_file(self) -> int:
-        root = self.root()  # first: it closes the lock of a folder that is gone
+        root = self.root()
         if self._lock < 0 or not os.fstat(self._lock).st_nlink:
             if self._lock >= 0:
                 os.close(self._lock)
-            self._lock = -1
+            self._lock, self._locked = -1, False
             self._lock = self._open(LOCK, root, os.O_CREAT)
         return self._lock
 
@@ -323,6 +332,11 @@ class Folder:
     def duplicate(self, descriptor: int) -> int:
         """Return a second descriptor of an open file."""
         return os.dup(descriptor)
+
+    def renumber(self, descriptor: int, number: int) -> None:
+        """Have the number of another open file mean this one. Never closed between: a thread may be about to use it."""
+        os.dup2(descriptor, number, inheritable=False)
+        os.close(descriptor)
 
     def _stat(self, name: str) -> os.stat_result:
         return os.stat(name, dir_fd=self.root(), follow_symlinks=False)

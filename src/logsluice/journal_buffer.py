@@ -277,9 +277,11 @@ class JournalBuffer(Buffer):
         """Return a name for a file of this number; the stream's folder is made if need be. Inside `exclusive`."""
         folder = self.folder
         if self._owner < 0 or not folder.status(self._owner)[0]:
-            if self._owner >= 0:
-                folder.close_file(self._owner)
-            self._owner = folder.own(self.name)
+            owner = folder.own(self.name)
+            if self._owner < 0:
+                self._owner = owner
+            else:
+                folder.renumber(owner, self._owner)
             if self.hints:  # at once: its bytes are counted from now on, whoever makes the next file
                 with suppress(OSError):  # without one all is sent again
                     folder.write(self._owner, acknowledged(self.header.stream, 0), 0)

@@ -429,6 +429,34 @@ def test_a_signal_handler_that_needs_the_folder_while_its_thread_holds_it_goes_t
         pass
 
 
+def test_a_signal_handler_that_interrupts_the_wait_for_another_process_waits_as_well(path, folder, monkeypatch):
+    """It went through without the lock, and made a file between the other one's count and its file."""
+    other = Folder(str(path))
+    held = other.exclusive(LIMIT)
+    held.__enter__()
+    went = []
+
+    class Interrupted:
+        def wait(self, _seconds):
+            monkeypatch.undo()
+            with pytest.raises(BusyError), folder.exclusive(0):
+                went.append("wrong")
+            held.__exit__(None, None, None)
+            with folder.exclusive(0):
+                went.append("handler")
+            with pytest.raises(BusyError), other.exclusive(0):  # our thread has it, and waits no longer
+                went.append("wrong")
+
+    monkeypatch.setattr(module, "Done", Interrupted)
+    with folder.exclusive(LIMIT):
+        went.append("thread")
+        with pytest.raises(BusyError), other.exclusive(0):
+            pass
+    assert went == ["handler", "thread"]
+    with other.exclusive(0):
+        pass
+
+
 def test_an_error_inside_frees_the_folder(path, folder):
     with pytest.raises(ZeroDivisionError), folder.exclusive(1):
         1 / 0
@@ -601,6 +629,51 @@ def test_an_interpreter_that_cannot_keep_the_promise_is_refused(path, name, valu
             check(str(path), unsafe_fs=True)
     assert says in reason
     assert not path.exists()
+
+
+def test_two_threads_that_find_the_folder_removed_make_it_once(path, folder, monkeypatch):
+    """The second one closed the descriptor that the first one had just been given."""
+    real, seen = os.fstat, threading.Event()
+
+    def fstat(descriptor):
+        found = real(descriptor)
+        if threading.current_thread() is thread:
+            seen.set()
+        return found
+
+    thread = threading.Thread(target=folder.root)
+    path.rmdir()
+    monkeypatch.setattr(module.os, "fstat", fstat)
+    with folder._mutex:
+        thread.start()
+        assert seen.wait(LIMIT)
+        ours = folder.root()
+        os.set_inheritable(ours, True)  # a mark of this descriptor
+    thread.join(LIMIT)
+    assert folder.root() == ours
+    assert os.get_inheritable(ours)
+
+
+def test_the_number_of_a_removed_folder_is_no_other_file_between(path, folder, monkeypatch):
+    """A thread that was about to use it made its file in a folder of the program."""
+    before, real, numbers = folder.root(), os.open, []
+
+    def opened(name, flags, *given, **options):
+        numbers.append(real(os.devnull, os.O_RDONLY))
+        return real(name, flags, *given, **options)
+
+    path.rmdir()
+    monkeypatch.setattr(module.os, "open", opened)
+    with folder.exclusive(LIMIT):
+        after = folder.root()
+    monkeypatch.undo()
+    assert before == after
+    assert numbers
+    assert before not in numbers
+    assert not os.get_inheritable(after)
+    assert folder.names() == [LOCK]
+    for number in numbers:
+        os.close(number)
 
 
 # --- what is in it, while it changes ------------------------------------------------------------------------------------

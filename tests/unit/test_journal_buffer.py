@@ -24,7 +24,7 @@ from logsluice import buffer, journal, journal_buffer
 from logsluice.adoption import Adopter
 from logsluice.buffer import position
 from logsluice.folder import Folder, boot_id
-from logsluice.journal import Header, UnreadableError, file_size, read_header, read_image
+from logsluice.journal import Header, UnreadableError, acknowledged, file_size, read_header, read_image
 from logsluice.journal_buffer import AGAIN, LINGERS, STALE, TRIES, JournalBuffer
 from support.buffers import LIMIT, MIB, Said, at_every_line, drain, header, law, log, run
 
@@ -763,6 +763,29 @@ def test_a_removed_folder_is_made_again(path, make):
     assert numbers(path) == [0, 1, 2]
     one.discard()
     assert adopt(path) == [b"a", b"b"]
+
+
+def test_a_hint_is_never_written_into_another_file(path, tmp_path, disk, make):
+    """The owner's file is opened anew, and its old number was the program's next file for a moment."""
+    buffer = make(hints=True)
+    log(buffer, b"one\n")
+    batch = buffer.take(MIB)
+    real, victims = disk.own, []
+
+    def own(name):
+        victims.extend(os.open(tmp_path / "victim", os.O_RDWR | os.O_CREAT) for _ in range(8))
+        buffer.settle(batch)  # the listener's
+        return real(name)
+
+    disk.own = own
+    shutil.rmtree(path)
+    while not victims:
+        log(buffer, b"x" * 1000 + b"\n")
+    for victim in victims:
+        os.close(victim)
+    assert (tmp_path / "victim").read_bytes() == b""
+    settled = buffer.settled
+    assert (path / f"{0xABC:016x}" / "owner").read_bytes() in {acknowledged(0xABC, at) for at in (0, settled)}
 
 
 def test_a_removed_and_unmapped_file_is_given_up_and_counted(path, make):
