@@ -31,7 +31,7 @@ import threading
 import time
 from collections import deque
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from logsluice import crashpoints
 from logsluice.primitives import SimpleQueue, on_event_loop
@@ -40,6 +40,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from logsluice.delivery import Failure
+
+_Waiting = TypeVar("_Waiting")
 
 FIRST_SEGMENT = 256 * 1024  # bytes: small programs stay small; a quiet one never fills it
 LARGEST_SEGMENT = 4 * 1024 * 1024  # bytes: two batches; larger gains nothing and is settled later
@@ -564,7 +566,8 @@ class Buffer:
 
     def _advance(self, segment: Segment) -> None:
         following = segment.following[segment.number + 1]
-        self._oldest, self._read = following, following.start
+        # The offset first: between the two, another thread must not see more settled than is.
+        self._read, self._oldest = following.start, following
         segment.drop()
 
     def relieve(self) -> None:
@@ -577,8 +580,7 @@ class Buffer:
             held = self.held_bytes() + self.family.others(self) + least
             self._full = held > self.capacity_bytes
             self._aim(reserve=held > self._open_to_all)
-            for _ in range(len(self._waiting_writers)):
-                low, call = self._waiting_writers.popleft()
+            for low, call in in_turn(self._waiting_writers):
                 if self._refuses(low):
                     self._waiting_writers.append((low, call))
                 else:
@@ -610,6 +612,15 @@ class Buffer:
             self.family.buffers.remove(self)
         for segment in list(self._chain()):
             segment.map.close()
+
+
+def in_turn(waiting: deque[_Waiting]) -> Iterator[_Waiting]:
+    """Take out, one by one, what is in a deque now; its owners may take it back meanwhile."""
+    for _ in range(len(waiting)):
+        try:
+            yield waiting.popleft()
+        except IndexError:
+            return
 
 
 def _refuse(_frame: bytes) -> int:

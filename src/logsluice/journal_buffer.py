@@ -435,7 +435,7 @@ class JournalBuffer(Buffer):
             self._kept_rows += left
             self.rows_settled += left
             following = segment.following[segment.number + 1]
-            self._oldest, self._read = following, following.start
+            self._read, self._oldest = following.start, following
             segment.let_go()
             return
         crashpoints.reach("unlink")

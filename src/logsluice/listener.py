@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from logsluice import lifecycle
 from logsluice.accounting import Ledger
 from logsluice.adoption import LOOK_EVERY, OrphanBuffer
-from logsluice.buffer import ALWAYS, Family
+from logsluice.buffer import ALWAYS, Family, in_turn
 from logsluice.delivery import Backoff, Breaker, Failure, Verdict, decide
 from logsluice.isolation import is_storm, set_aside
 from logsluice.journal import UnreadableError
@@ -530,8 +530,7 @@ class Listener(logging.handlers.QueueListener):
         self._notify()
 
     def _notify(self) -> None:
-        for _ in range(len(self._waiters)):
-            goal, call = self._waiters.popleft()
+        for goal, call in in_turn(self._waiters):
             if self._reached(goal) or self.done.is_set():
                 call()
             else:

@@ -672,6 +672,23 @@ def test_room_that_comes_while_a_writer_registers_is_not_overlooked():
     assert got
 
 
+def test_a_writer_that_gives_up_while_room_is_given_is_no_error():
+    """The listener counted one that waits, and found none: "internal error", and all routes waited for a back-off."""
+    buffer = full()
+
+    def gave_up():
+        raise AssertionError
+
+    class GivingUp(deque):
+        def __len__(self):
+            self.clear()  # as `forget` does, on its own thread
+            return 1
+
+    assert not buffer.when_room(gave_up)
+    buffer._waiting_writers = GivingUp(buffer._waiting_writers)
+    buffer.settle(buffer.take(MIB))
+
+
 def test_when_room_keeps_the_call_until_there_is_room():
     buffer = full()
     called = []
@@ -842,6 +859,25 @@ def test_what_waits_is_counted(small):
     assert buffer.rows_waiting() == 17
     drain(buffer)
     assert buffer.waiting_bytes() == buffer.rows_waiting() == 0
+
+
+def test_no_thread_ever_sees_more_settled_than_is(small):
+    """The next segment's number with the offset of the one before: `flush` returned before its records were stored."""
+    seen = []
+
+    class Seen(Buffer):
+        def __setattr__(self, name, value):
+            super().__setattr__(name, value)
+            if name in {"_oldest", "_read"} and hasattr(self, "_newest"):  # not while it is made
+                seen.append(self.settled)
+
+    buffer = Seen(stream=1, capacity_bytes=64 * MIB)
+    for _ in range(20):
+        log(buffer, b"x" * 999 + b"\n")
+    while (batch := buffer.take(MIB)) is not None:
+        buffer.settle(batch)
+        assert max(seen) <= buffer.settled
+    assert len(seen) > 4
 
 
 # --- buffers that share a limit ------------------------------------------------------------------------------------------

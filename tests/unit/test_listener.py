@@ -7,6 +7,7 @@ import logging
 import queue
 import threading
 import time
+from collections import deque
 
 import pytest
 
@@ -143,6 +144,27 @@ class Bench:
 
 def ids(frames):
     return [frame[:-1].decode() for frame in frames]
+
+
+def test_a_flush_that_gives_up_while_it_is_told_is_no_error():
+    """The listener counted one that waits, and found none: at the end the number of those that are lost was not said."""
+
+    def gave_up():
+        raise AssertionError
+
+    bench = Bench("logs")
+    bench.put("a")
+
+    class GivingUp(deque):
+        def __len__(self):
+            self.clear()  # as `forget` does, on its own thread
+            return 1
+
+    assert not bench.listener.when_settled(gave_up)
+    bench.listener._waiters = GivingUp(bench.listener._waiters)
+    bench.listener.drain_here()
+    assert bench.said("1 records were not stored")
+    assert bench.listener.ledger.totals.abandoned == (("exit", 1),)
 
 
 # --- two routes -----------------------------------------------------------------------------------------------------
