@@ -455,18 +455,22 @@ class JournalBuffer(Buffer):
             self._roll_if_stale()
             super().take(1)  # a sealed one that is wholly read is let go of
 
+    def sample(self, count: int) -> list[bytes]:
+        """As Buffer's."""
+        with self._files:  # else the keeper unmaps what is being looked at
+            return super().sample(count)
+
     def _readable(self) -> Iterator[tuple[mmap.mmap | bytes, int, int]]:
-        with self._files:
-            for segment in self._journal_chain():
-                begin = self._read if segment is self._oldest else segment.start
-                if not segment.map.closed:
-                    end = segment.end(begin)[0]
-                    if end > begin:
-                        yield segment.map, begin, end
-                elif self._image is not None and self._image[0] is segment:
-                    for span in self._image[1].spans:
-                        if span.end > begin and not span.damaged:
-                            yield self._image[1].data, max(begin, span.begin), span.end
+        for segment in self._journal_chain():
+            begin = self._read if segment is self._oldest else segment.start
+            if not segment.map.closed:
+                end = segment.end(begin)[0]
+                if end > begin:
+                    yield segment.map, begin, end
+            elif self._image is not None and self._image[0] is segment:
+                for span in self._image[1].spans:
+                    if span.end > begin and not span.damaged:
+                        yield self._image[1].data, max(begin, span.begin), span.end
 
     # --- chores: the keeper's thread, or whoever is there ---------------------------------------------------------
 
@@ -623,7 +627,7 @@ class JournalBuffer(Buffer):
         except ValueError:
             return  # settled and unmapped meanwhile
         with self._files:
-            if segment.map.closed:
+            if segment.map.closed or not segment.file:  # removed meanwhile: its map is all that there is
                 return
             self.folder.write(segment.descriptor, last, segment.size)
             segment.rows, segment.final = rows, end

@@ -754,6 +754,45 @@ def test_a_removed_file_is_written_anew(path, make):
     assert drain(one) == frames
 
 
+def test_a_file_that_is_removed_while_it_gets_its_checksums_is_written_anew(path, make, monkeypatch):
+    """The keeper unmapped it afterwards: the frames were nowhere else any more."""
+    one = make()
+    frames = fill(one, 3)
+    real = journal_buffer.trailer
+
+    def trailer(*given, **options):
+        monkeypatch.undo()
+        for file in path.glob("*/*.seg"):
+            file.unlink()
+        one.watch()  # the listener's
+        return real(*given, **options)
+
+    monkeypatch.setattr(journal_buffer, "trailer", trailer)
+    one.tend()
+    one.tend()
+    assert drain(one) == frames
+    assert not one.given_up
+
+
+def test_a_sample_is_taken_while_the_keeper_unmaps_what_waits(path, make):
+    """The listener was given maps, and read them after they were closed: "internal error"."""
+    one = make()
+    frames = fill(one, 3)
+    real = one._readable
+
+    def keeper():
+        if one._files.acquire(blocking=False):
+            one.tend()
+            one._files.release()
+
+    def readable():
+        yield from real()
+        run(keeper)
+
+    one._readable = readable
+    assert set(one.sample(50)) <= {frame + b"\n" for frame in frames}
+
+
 def test_a_removed_folder_is_made_again(path, make):
     one = make()
     log(one, b"a\n")
