@@ -268,7 +268,7 @@ class Adopter:
                 return self._adopt(name, owner)
         except OSError as error:  # of this one: the others do not wait for it
             if owner is not None:
-                self.folder.close_file(owner)  # else nobody could adopt it for as long as this process lives
+                self.folder.give_back(owner)  # else nobody could adopt it for as long as this process lives
             self._cannot(error, name)
         return []
 
@@ -276,7 +276,7 @@ class Adopter:
         header = first_header(self.folder, name)
         why = None if header is None else differs(header, self.wanted)
         if why is not None:
-            self.folder.close_file(owner)
+            self.folder.give_back(owner)
             self.left[name] = why
             self._diagnostics.say(
                 f"left-{name}",

@@ -194,6 +194,11 @@ class Folder:
             return None
         return owner
 
+    def give_back(self, owner: int) -> None:
+        """Let another process take a stream: at once, also where a child that was forked meanwhile has it open, too."""
+        fcntl.flock(owner, fcntl.LOCK_UN)
+        os.close(owner)
+
     def names(self, name: str = ".") -> list[str]:
         """
         Return the names in a sub-folder, or in the folder itself.

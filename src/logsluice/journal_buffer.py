@@ -784,7 +784,7 @@ class JournalBuffer(Buffer):
         if owner < 0:
             return self._kept_rows, False
         gone = not self._kept_rows and self.folder.remove(self.name)
-        self.folder.close_file(owner)
+        self.folder.give_back(owner)
         return self._kept_rows, gone
 
     def discard(self) -> None:

@@ -184,7 +184,7 @@ def is_alive(folder: Folder, name: str) -> bool:
         owner = folder.take_over(name)
     if owner is None:
         return (Path(folder.path) / name).is_dir()  # else it was removed meanwhile
-    folder.close_file(owner)
+    folder.give_back(owner)
     return False
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 import random
 import re
 from email.utils import formatdate
@@ -14,6 +16,7 @@ from logsluice.delivery import Backoff, Breaker, Failure, Verdict, decide
 from logsluice.errors import ConfigError
 from logsluice.handlers import HttpHandler
 from logsluice.httpconfig import HttpSettings, address_of
+from logsluice.sinks import buried
 from logsluice.sinks.replies import Reply, failure_of, retry_after
 from support.tables import options_shown, own_options
 
@@ -246,3 +249,23 @@ def test_no_wait_lets_the_next_attempt_through_at_once():
 
 def test_a_failure_does_not_show_what_was_answered():
     assert "canary" not in repr(Failure("x", detail="canary"))
+
+
+# --- dead letters -------------------------------------------------------------------------------------------------------
+
+
+def test_a_child_that_is_forked_while_a_letter_is_written_does_not_hold_the_lock(tmp_path, monkeypatch):
+    """The lock is of the open file, which a child has, too: every later letter, of any process, waited for its end."""
+    real, children = os.write, []
+
+    def forked(descriptor, data):
+        children.append(os.dup(descriptor))  # as a fork does
+        return real(descriptor, data)
+
+    path = tmp_path / "dead.jsonl"
+    monkeypatch.setattr(buried.os, "write", forked)
+    buried.bury(str(path), [buried.letter("now", 1, b"1\t1\tx\n", Failure("no"))])
+    monkeypatch.undo()
+    with path.open("rb") as other:
+        fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    os.close(*children)

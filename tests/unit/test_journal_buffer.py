@@ -1251,6 +1251,25 @@ def test_an_orphan_of_another_target_is_left_and_said(path, disk):
     assert len(said.lines) == 1
 
 
+@pytest.mark.parametrize("wrong", ["target", "error"])
+def test_a_child_that_is_forked_during_the_look_does_not_hold_what_is_left(path, disk, monkeypatch, wrong):
+    """The lock is of the open file, which a child has, too: nobody could adopt the stream for as long as it lived."""
+    orphan(path, 1, [b"a"], target={"host": "elsewhere"})
+    take_over, children = disk.take_over, []
+
+    def forked(name):
+        owner = take_over(name)
+        children.append(os.dup(owner))  # as a fork does
+        if wrong == "error":
+            disk.refuses["read"] = errno.EIO
+        return owner
+
+    monkeypatch.setattr(disk, "take_over", forked)
+    assert Adopter(disk, header(), set(), Said()).look(set()) == []
+    assert Folder(str(path)).take_over(f"{1:016x}") is not None
+    os.close(*children)
+
+
 def test_two_files_of_one_number_that_both_hold_rows(path, disk):
     """It cannot be; if it is, the second is not sent below the watermark and lost: it is kept apart, and counted."""
     orphan(path, 1, [b"a", b"b"])

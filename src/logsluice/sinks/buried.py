@@ -60,6 +60,9 @@ def bury(path: str, letters: Iterable[dict[str, Any]]) -> None:
                 with suppress(OSError):
                     os.ftruncate(descriptor, end)
                 raise
+            finally:
+                if sys.platform != "win32":  # else a child that was forked meanwhile would hold it as long as it lives
+                    fcntl.flock(descriptor, fcntl.LOCK_UN)
         finally:
             os.close(descriptor)
     except OSError as error:
