@@ -19,6 +19,7 @@ import sys
 import threading
 import time
 import weakref
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from logsluice.errors import ConfigError
@@ -118,8 +119,12 @@ def _close(reference: weakref.ref[Any]) -> None:
 
 def drain_later(listener: Listener) -> None:
     """Remember a listener that is closed; if nobody could wait for it, exit does."""
-    _draining[:] = [one for one in _draining if one is not listener and not one.done.is_set()]
-    _draining.append(listener)
+    if listener not in _draining:
+        _draining.append(listener)
+    for one in tuple(_draining):  # one by one: made anew, the list would lack what another thread appended meanwhile
+        if one.done.is_set():
+            with suppress(ValueError):
+                _draining.remove(one)
 
 
 def exit_deadline(seconds: float) -> float:

@@ -8,6 +8,7 @@ import queue
 import threading
 import time
 from collections import deque
+from functools import partialmethod
 
 import pytest
 
@@ -165,6 +166,27 @@ def test_a_flush_that_gives_up_while_it_is_told_is_no_error():
     bench.listener.drain_here()
     assert bench.said("1 records were not stored")
     assert bench.listener.ledger.totals.abandoned == (("exit", 1),)
+
+
+def test_two_handlers_that_close_at_once_are_both_waited_for_at_exit(monkeypatch):
+    """Each made the list anew of what it had read, and one was forgotten: at exit its records were lost unsaid."""
+    over, first, second = (Bench("logs").listener for _ in range(3))
+    over.done.set()
+    others = [second]
+
+    class Overtaken(list):
+        def changed(self, way, *given):
+            if others:
+                lifecycle.drain_later(others.pop())  # another thread's
+            return getattr(list, way)(self, *given)
+
+        __setitem__ = partialmethod(changed, "__setitem__")
+        append = partialmethod(changed, "append")
+        remove = partialmethod(changed, "remove")
+
+    monkeypatch.setattr(lifecycle, "_draining", Overtaken([over]))
+    lifecycle.drain_later(first)
+    assert set(lifecycle._draining) == {first, second}
 
 
 # --- two routes -----------------------------------------------------------------------------------------------------
