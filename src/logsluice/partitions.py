@@ -40,7 +40,7 @@ DROP_LOCK_TIMEOUT = "3s"
 # the server sees no end of the session, and its locks would keep every other process from making a partition.
 IDLE_LIMIT = "10s"
 
-_MARK = "logsluice prune: to be dropped, was a partition of"
+MARK = "logsluice prune: to be dropped, was a partition of"
 _MOMENT = re.compile(r"\b(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d)(?:\.(\d{1,6}))?(?:Z|([+-])(\d\d)(?::(\d\d))?(?::(\d\d))?)")
 
 
@@ -173,7 +173,7 @@ def listed(conn: psycopg.Connection[Any], schema: str, table: str = "logs") -> l
     with conn.transaction():
         settings(conn, MAKE_LOCK_TIMEOUT)
         parent = _parent(conn, schema, table)
-        marks = {"parent": parent, "mark": f"{_MARK} {parent} "}
+        marks = {"parent": parent, "mark": f"{MARK} {parent} "}
         rows = conn.execute(_LISTED, marks, prepare=False).fetchall()
     parts = []
     for home, name, state, bounds, estimate, size in rows:
@@ -250,7 +250,7 @@ def _detach(conn: psycopg.Connection[Any], parent: str, part: Partition, oid: in
     # Marked first: when we are killed while the server detaches, it still completes, and without a mark the table
     # would be a stranger that nobody ever drops.
     bounds = f"FROM (''{part.lower or 'MINVALUE'}'') TO (''{part.upper}'')"
-    conn.execute(f"COMMENT ON TABLE {part.full_name} IS '{_MARK} {oid} {bounds}'", prepare=False)
+    conn.execute(f"COMMENT ON TABLE {part.full_name} IS '{MARK} {oid} {bounds}'", prepare=False)
     try:
         conn.execute(f"ALTER TABLE {parent} DETACH PARTITION {part.full_name} CONCURRENTLY", prepare=False)
     except Exception:

@@ -12,7 +12,9 @@ Counts of `logs` by hour, service, level and logger, kept right under late rows:
    rows that come without one are new. An UPDATE leaves `xact` as it is.
 5. What was there before the roll-up has no `xact`: it is counted day by day, as of the first snapshot. Until that is
    done nobody reads the counts, and nothing is deleted.
-6. Writers wait for nothing: a BRIN index finds the new rows, made CONCURRENTLY; `xact` costs a row 8 bytes.
+6. Rows of a partition whose drop was interrupted are counted as well, though nobody who reads `logs` sees them: it goes
+   later, and by then they would be taken for counted.
+7. Writers wait for nothing: a BRIN index finds the new rows, made CONCURRENTLY; `xact` costs a row 8 bytes.
 
 Connections are given with autocommit on.
 """
@@ -107,18 +109,41 @@ def refresh(conn: psycopg.Connection[Any], schema: str, *, stop: Callable[[], bo
     """
     if state(conn, schema) is None:
         return None
-    number = _count(conn, schema, _new)
+    logs = _everywhere(conn, schema)
+    number = _count(conn, schema, logs, _new)
     while number is not None and not stop():
-        more = _count(conn, schema, _old)
+        more = _count(conn, schema, logs, _old)
         if more is None:
             break
         number += more
     return number
 
 
+# Partitions whose drop was interrupted. One from before the roll-up has no `xact`.
+_HIDDEN = """
+SELECT format('ONLY %%I.%%I', n.nspname, c.relname)
+  FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+  JOIN pg_attribute a ON a.attrelid = c.oid AND a.attname = 'xact' AND NOT a.attisdropped
+ WHERE c.oid IN (SELECT inhrelid FROM pg_inherits WHERE inhparent = %(logs)s::regclass AND inhdetachpending)
+    OR NOT c.relispartition
+       AND starts_with(obj_description(c.oid, 'pg_class'), concat(%(mark)s::text, ' ', %(logs)s::regclass::oid, ' '))
+"""
+
+
+def _everywhere(conn: psycopg.Connection[Any], schema: str) -> str:
+    """Return `logs`, with the rows that do not show in it: what SQL reads from."""
+    logs = f"{quote(schema)}.logs"
+    hidden = conn.execute(_HIDDEN, {"logs": logs, "mark": partitions.MARK}, prepare=False).fetchall()
+    if not hidden:
+        return logs
+    each = "SELECT ts, service, level, logger, message, exc_text, attributes, xact FROM"
+    return f"({' UNION ALL '.join(f'{each} {one}' for one in (logs, *(row[0] for row in hidden)))}) AS logs"
+
+
 def _count(
     conn: psycopg.Connection[Any],
     schema: str,
+    logs: str,
     which: Callable[[psycopg.Connection[Any], str, State], tuple[str, dict[str, Any]] | None],
 ) -> int | None:
     """Add rows in one transaction and return how many; None: there are none of these, or somebody else counts."""
@@ -133,7 +158,7 @@ def _count(
         # An hour's rows are made anew, not updated: there is no key to find them by, see rollup.sql.
         row = conn.execute(
             f"WITH fresh AS MATERIALIZED (SELECT {HOUR} AS hour, service, level, logger, count(*) AS records, "
-            f"sum({TEXT_BYTES})::bigint AS text_bytes, max(ts) AS last FROM {home}.logs WHERE {where} "
+            f"sum({TEXT_BYTES})::bigint AS text_bytes, max(ts) AS last FROM {logs} WHERE {where} "
             f"GROUP BY 1, 2, 3, 4), "
             f"gone AS (DELETE FROM {home}.logs_hourly WHERE hour IN (SELECT f.hour FROM fresh f) RETURNING *), "
             f"put AS (INSERT INTO {home}.logs_hourly (hour, {COLUMNS}) SELECT {groups}, sum(records)::bigint, "

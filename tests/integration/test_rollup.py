@@ -169,6 +169,28 @@ def test_a_row_that_comes_when_its_partition_is_dropped_is_counted_first(dsn, co
     assert conn.execute("SELECT sum(records) FROM logsluice.logs_hourly").fetchone() == (2,)
 
 
+@pytest.mark.parametrize("by_hand", [False, True])
+def test_rows_of_a_partition_whose_drop_was_interrupted_are_counted(dsn, conn, by_hand):
+    """Readers of `logs` do not see them any more: the next count passed them over, and they went uncounted."""
+    partitions.ensure_at(conn, "logsluice", "day", NOW - 20 * DAY)
+    put(conn, NOW - 20 * DAY)
+    rollup.refresh(conn, "logsluice")
+    put(conn, NOW - 20 * DAY)  # late
+    (part,) = partitions.expired(conn, "logsluice", 15 * DAY, NOW)
+
+    def killed():
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        partitions.drop(conn, "logsluice", part, before=killed)
+    if by_hand:
+        assert main(["prune", "--dsn", dsn, "--keep", "15d", "--yes"]) == 0
+    else:
+        assert maintain(conn, {"*": "15d"}).skipped == []
+    assert partitions.expired(conn, "logsluice", 15 * DAY, NOW) == []
+    assert (counted(conn), rollup.refresh(conn, "logsluice")) == (2, 0)
+
+
 def test_nothing_is_deleted_before_it_is_counted(conn, monkeypatch):
     for days in (20, 10):
         partitions.ensure_at(conn, "logsluice", "day", NOW - days * DAY)
