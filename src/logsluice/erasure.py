@@ -48,14 +48,13 @@ def erase(
     if not match or not all(name and value for name, value in match.items()):
         raise ConfigError("say which rows: COLUMN=VALUE, neither of them empty")
     found = []
+    letters = Erased("dead_letter")  # first: one that is sent again meanwhile is a row of the tables then
+    _dead_letters(conn, schema, match, one=letters, dry_run=dry_run)
     for table in maintenance.tables(conn, schema):
         one = Erased(table.name)
         found.append(one)
         _rows(conn, schema, table, match, one=one, dry_run=dry_run)
-    one = Erased("dead_letter")
-    found.append(one)
-    _dead_letters(conn, schema, match, one=one, dry_run=dry_run)
-    return found
+    return [*found, letters]
 
 
 def _held(conn: psycopg.Connection[Any], schema: str, table: str) -> list[holds.Hold]:
@@ -93,8 +92,37 @@ def _rows(
 def _dead_letters(
     conn: psycopg.Connection[Any], schema: str, match: Mapping[str, str], *, one: Erased, dry_run: bool
 ) -> None:
+    table = f"{quote(schema)}.dead_letter"
+    found = _letters(conn, schema, match, one)
+    if dry_run:
+        one.rows = len(found)
+        return
+    while found:
+        number = 0
+        for start in range(0, len(found), CHUNK):
+            with conn.transaction():
+                partitions.settings(conn, partitions.DROP_LOCK_TIMEOUT)
+                # Not by its place alone: another letter may lie there by now.
+                places = "unnest(%s::tid[], %s::bigint[], %s::bigint[]) AS f (place, stream, position)"
+                same = "d.ctid = f.place AND d.stream = f.stream AND d.position = f.position"
+                query = f"DELETE FROM {table} AS d USING {places} WHERE {same}"
+                given = [list(each) for each in zip(*found[start : start + CHUNK], strict=True)]
+                number += conn.execute(query, given, prepare=False).rowcount
+        one.rows += number
+        if number == len(found):
+            return
+        before, found = found, _letters(conn, schema, match, one)  # who changed one has put it in another place
+        if found == before:
+            return  # a trigger or a policy keeps them
+
+
+def _letters(
+    conn: psycopg.Connection[Any], schema: str, match: Mapping[str, str], one: Erased
+) -> list[tuple[str, int, int]]:
+    """Return (place, stream, position) of what is to go, and count what stays."""
     table, kept = f"{quote(schema)}.dead_letter", _held(conn, schema, "dead_letter")
     found: list[tuple[str, int, int]] = []
+    one.held = one.unread = 0
     with conn.transaction():
         partitions.settings(conn, partitions.DROP_LOCK_TIMEOUT)
         with conn.cursor(name="logsluice_forget") as cursor:
@@ -110,18 +138,7 @@ def _dead_letters(
                         one.held += 1
                     else:
                         found.append((place, stream, position))
-    if dry_run:
-        one.rows = len(found)
-        return
-    for start in range(0, len(found), CHUNK):
-        with conn.transaction():
-            partitions.settings(conn, partitions.DROP_LOCK_TIMEOUT)
-            # Not by its place alone: another letter may lie there by now.
-            places = "unnest(%s::tid[], %s::bigint[], %s::bigint[]) AS f (place, stream, position)"
-            same = "d.ctid = f.place AND d.stream = f.stream AND d.position = f.position"
-            query = f"DELETE FROM {table} AS d USING {places} WHERE {same}"
-            given = [list(each) for each in zip(*found[start : start + CHUNK], strict=True)]
-            one.rows += conn.execute(query, given, prepare=False).rowcount
+    return found
 
 
 def _texts(columns: Any, row: bytes) -> dict[str, str | None] | None:

@@ -8,7 +8,7 @@ from datetime import timedelta, timezone
 import psycopg
 import pytest
 
-from logsluice import erasure, partitions
+from logsluice import deadletters, erasure, partitions
 from logsluice.cli import main
 from logsluice.contrib import Activity, JobLog
 from logsluice.errors import ConfigError
@@ -140,6 +140,54 @@ def test_a_dead_letter_that_came_to_lie_where_another_was_stays(dsn, conn, monke
     monkeypatch.setattr(erasure, "_texts", lambda *given: read.append(1) or texts(*given))
     assert erasure.erase(conn, {"user_id": "u-7"})[-1].rows == 0
     assert left(conn, "dead_letter", "position") == [2]
+
+
+def test_a_dead_letter_that_is_sent_again_meanwhile_is_deleted_wherever_it_is(dsn, conn, monkeypatch):
+    """Sent again after the tables were read, its row stayed in one of them."""
+    now = conn.execute("SELECT now()").fetchone()[0]
+    partitions.ensure_at(conn, "logsluice", "day", now)
+    row = f"{now:%Y-%m-%d %H:%M:%S}Z\t20\tu-7\t1\t1\n".encode()
+    conn.execute(
+        "INSERT INTO logsluice.dead_letter (stream, position, target, columns, row) "
+        "VALUES (1, 1, '\"logsluice\".\"logs\"', '{ts,level,user_id,stream,seq}', %s)",
+        [row],
+    )
+    real = erasure._dead_letters
+
+    def meanwhile(*given, **options):
+        with psycopg.connect(dsn, autocommit=True) as other:
+            assert len(deadletters.replay(other, now=now).stored) == 1
+        real(*given, **options)
+
+    monkeypatch.setattr(erasure, "_dead_letters", meanwhile)
+    erasure.erase(conn, {"user_id": "u-7"})
+    assert left(conn, "logs") == left(conn, "dead_letter", "position") == []
+
+
+def test_a_dead_letter_that_is_changed_meanwhile_is_deleted(dsn, conn, monkeypatch):
+    """It lies in another place then. `dead replay` changes each that is refused again."""
+    dead(conn, ["user_id"], "u-7")
+    texts, read = erasure._texts, []
+
+    def meanwhile(*given):
+        if not read:
+            with psycopg.connect(dsn, autocommit=True) as other:
+                other.execute("UPDATE logsluice.dead_letter SET error = 'refused again'")
+        read.append(1)
+        return texts(*given)
+
+    monkeypatch.setattr(erasure, "_texts", meanwhile)
+    assert erasure.erase(conn, {"user_id": "u-7"})[-1].rows == 1
+    assert left(conn, "dead_letter", "position") == []
+
+
+def test_a_dead_letter_that_a_trigger_keeps_is_not_asked_for_for_ever(conn):
+    dead(conn, ["user_id"], "u-7")
+    conn.execute(
+        "CREATE FUNCTION kept() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN RETURN NULL; END$$; "
+        "CREATE TRIGGER kept BEFORE DELETE ON logsluice.dead_letter FOR EACH ROW EXECUTE FUNCTION kept()"
+    )
+    assert erasure.erase(conn, {"user_id": "u-7"})[-1].rows == 0
 
 
 def test_a_dead_letter_that_is_no_row_is_told(dsn, conn, people, capsys):
