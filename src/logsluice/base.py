@@ -376,9 +376,13 @@ class BaseHandler(logging.Handler):
 
     def _open_route(self, listener: Listener, kind: LogType, target: Target) -> Callable[..., bool]:
         """Open the route of a typed log with its first record."""
-        if self._settings.journal is None and not listener.family.has_room():
+        newcomer = object()
+        if self._settings.journal is None and not listener.family.begin(newcomer):
             return functools.partial(self._no_room, listener)
-        made = self._route(listener, kind.table, target)
+        try:
+            made = self._route(listener, kind.table, target)
+        finally:
+            listener.family.release(newcomer)
         route = listener.typed_routes.setdefault(kind, made)
         if made is not route:  # two first records at once
             listener.drop(made)

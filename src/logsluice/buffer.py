@@ -60,16 +60,22 @@ class Family:
 
     def __init__(self) -> None:
         self.buffers: list[Buffer] = []
-        self._claims: dict[Segment, tuple[Buffer, int]] = {}  # sealed segment -> bytes of the next, being made
+        # Sealed segment, or who begins -> whose the next one is, and its bytes while it is being made.
+        self._claims: dict[object, tuple[Buffer | None, int]] = {}
 
-    def has_room(self) -> bool:
-        """Whether another buffer may begin."""
+    def begin(self, newcomer: object) -> bool:
+        """Whether another buffer may begin: then its first segment is claimed, until `release`."""
         limit = self.buffers[0].capacity_bytes
-        return sum(one.held_bytes() for one in self.buffers) + first_size(limit) <= limit
+        self._claims[newcomer] = None, first_size(limit)
+        claimed = sum(size for _, size in list(self._claims.values()))
+        if sum(one.held_bytes() for one in self.buffers) + claimed <= limit:
+            return True
+        self.release(newcomer)
+        return False
 
     def others(self, buffer: Buffer) -> int:
         """Return how many bytes the others hold, or are about to."""
-        if len(self.buffers) < 2:
+        if len(self.buffers) < 2 and len(self._claims) < 2:
             return 0
         held = sum(one.held_bytes() for one in self.buffers if one is not buffer)
         return held + sum(size for one, size in list(self._claims.values()) if one is not buffer)
@@ -82,9 +88,9 @@ class Family:
         """
         self._claims[sealed] = buffer, size
 
-    def release(self, sealed: Segment) -> None:
-        """Hear that the segment after a sealed one is among its buffer's, or was not made."""
-        self._claims.pop(sealed, None)
+    def release(self, claimed: object) -> None:
+        """Hear that what was claimed is among its buffer's segments, or was not made."""
+        self._claims.pop(claimed, None)
 
 
 class RefusedError(Exception):

@@ -887,12 +887,40 @@ def test_a_family_has_room_for_another_while_its_limit_allows_a_first_segment():
     family = Family()
     size = 2 * 1024 * 1024
     first = Buffer(stream=1, capacity_bytes=size, family=family)
-    assert family.has_room()
+    assert family.begin("another")
+    family.release("another")
     while first.put(b"x" * 1000 + b"\n", logging.ERROR):
         pass
     assert first.held_bytes() == size
-    assert not family.has_room()
+    assert not family.begin("another")
     first.discard()
+
+
+def test_what_begins_and_what_rolls_at_once_stay_within_their_limit(monkeypatch):
+    """Two typed logs, each with its first record, and a third buffer that is full: each saw the same room."""
+    family = Family()
+    first = Buffer(stream=1, capacity_bytes=2 * MIB, family=family)
+    while first.held_bytes() < 2 * MIB - 256 * 1024:
+        first.put(b"x" * 1000 + b"\n", logging.ERROR)
+    assert family.begin("another")
+    assert not family.begin("a third")
+    while first.put(b"x" * 1000 + b"\n", logging.ERROR):
+        pass
+    second = Buffer(stream=2, capacity_bytes=2 * MIB, family=family)
+    family.release("another")
+    assert first.held_bytes() + second.held_bytes() == 2 * MIB
+    second.discard()
+    first.relieve()
+    begun = []
+
+    class Begins(Segment):
+        def __init__(self, *given):
+            begun.append(family.begin("another"))  # it is made, and not published yet
+            super().__init__(*given)
+
+    monkeypatch.setattr(module, "Segment", Begins)
+    assert first.put(b"x" * 1000 + b"\n", logging.ERROR)
+    assert begun == [False]
 
 
 def test_what_one_of_a_family_holds_another_cannot_have():
