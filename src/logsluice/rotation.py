@@ -23,7 +23,7 @@ from datetime import date
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from logsluice.config import FileSettings
@@ -33,7 +33,7 @@ CHUNK = 1024 * 1024  # bytes compressed between two looks at the deadline: about
 LEVEL = 6  # of gzip, the program's own default: Python's 9 takes twice the time for 1 % less
 PART = ".gz.part"  # at the end of a name: being compressed
 STAMP = "%Y-%m-%d_%H-%M-%S"
-_STAMPED = re.compile(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d(?:\.(\d+))?(?:\.gz)?")
+_STAMPED = re.compile(r"(\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d)(?:\.(\d+))?(?:\.gz)?")
 # What of a moment says in which period it is; two moments of one period have the same.
 PERIODS: dict[str, Callable[[time.struct_time], tuple[int, ...]]] = {
     # With the offset: when summer time ends an hour comes twice, and is two.
@@ -91,22 +91,24 @@ class Rotation:
     def rotate(self, path: Path) -> None:
         """Rename the file; whoever writes next makes a new one. Raises OSError."""
         stamp = time.strftime(STAMP, self._broken_down(path.stat().st_mtime))
-        name, n = f"{path.name}.{stamp}", 0
-        while any(path.with_name(other).exists() for other in (name, f"{name}.gz")):
-            n += 1
-            name = f"{path.name}.{stamp}.{n}"
-        path.rename(path.with_name(name))
+        # Higher than what is left of its second: another process may be about to delete, or to compress and then to
+        # delete, what had a lower one.
+        numbers = [int(found[2] or 0) for _, found in self._stamped(path) if found[1] == stamp]
+        path.rename(path.with_name(f"{path.name}.{stamp}" + (f".{max(numbers) + 1}" if numbers else "")))
         self.untidy = True
 
     def rotated(self, path: Path) -> list[Path]:
         """Return the files that were rotated, the oldest first. Raises OSError."""
         found: list[tuple[int, int, Path]] = []
-        for file in self._siblings(path):
-            stamped = _STAMPED.fullmatch(file.name[len(path.name) + 1 :])
-            if stamped is not None:
-                with suppress(FileNotFoundError):  # another process deleted it meanwhile
-                    found.append((file.stat().st_mtime_ns, int(stamped[1] or 0), file))
+        for file, stamped in self._stamped(path):
+            with suppress(FileNotFoundError):  # another process deleted it meanwhile
+                found.append((file.stat().st_mtime_ns, int(stamped[2] or 0), file))
         return [file for *_, file in sorted(found)]
+
+    def _stamped(self, path: Path) -> Iterator[tuple[Path, re.Match[str]]]:
+        for file in self._siblings(path):
+            if (found := _STAMPED.fullmatch(file.name[len(path.name) + 1 :])) is not None:
+                yield file, found
 
     def _siblings(self, path: Path) -> list[Path]:
         return [file for file in path.parent.iterdir() if file.name.startswith(f"{path.name}.")]

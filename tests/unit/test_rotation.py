@@ -198,6 +198,15 @@ def test_names_of_one_second(tmp_path):
     assert place.rotated == [f"2026-11-27_12-00-00{n}" for n in ("", ".1", ".2", ".3", ".4")]
 
 
+def test_a_name_is_not_given_again_in_its_second(tmp_path):
+    """Another process that was about to compress or to delete what had it before took the new lines instead."""
+    place = Place(tmp_path, max_bytes=1024, backup_count=1, utc=True)
+    for n in range(4):
+        place.write(0, f"{n:01000}\n")
+    assert place.rotated == ["1970-01-01_00-00-00.2"]
+    assert place.rotation.rotated(place.path)[0].read_text() == f"{2:01000}\n"
+
+
 def test_a_name_that_is_taken_by_a_compressed_file(tmp_path):
     place = Place(tmp_path, max_bytes=1024, utc=True, compress=True)
     at = utc("2026-11-27T12:00:00")
