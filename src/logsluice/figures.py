@@ -31,9 +31,10 @@ def stats_of(handler: BaseHandler, listeners: list[Listener]) -> Stats:
     if lost := handler._lost.value:  # noqa: SLF001
         dropped_by["error", logging.NOTSET] = dropped_by.get(("error", logging.NOTSET), 0) + lost
     dropped = sum(dropped_by.values())
+    handed = sum(route.own.handed.value for route in routes)  # before those that were offered, as all that is gone
     offered = sum(route.buffer.offered() for route in routes) + off + lost
     abandoned_by = dict(totals.abandoned)
-    if handed := sum(route.own.handed.value for route in routes):
+    if handed:
         abandoned_by["fallback"] = abandoned_by.get("fallback", 0) + handed
     abandoned = sum(abandoned_by.values())
     now = time.monotonic()

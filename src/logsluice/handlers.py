@@ -74,7 +74,8 @@ class PostgresHandler(BaseHandler):
         made = Maintainer(self._settings, self._retention, self._archive, self.diagnostics, self._now)
         # Two first records at once: one of them is kept.
         self._maintainer = self.__dict__.setdefault("_first_maintainer", made)
-        if not lifecycle.threads_run() or lifecycle.exiting():
+        # Whether it is closed is looked at after it is set: a close() before that has not seen it.
+        if self._ended or not lifecycle.threads_run() or lifecycle.exiting():
             return
         try:
             self._maintainer.start()
@@ -89,9 +90,13 @@ class PostgresHandler(BaseHandler):
 
     def close(self) -> None:
         """As for all handlers. Maintenance ends after the step that it is at, and is not waited for."""
+        self._stop_maintenance()
+        super().close()
+        self._stop_maintenance()  # one that another thread's first record began meanwhile
+
+    def _stop_maintenance(self) -> None:
         if self._maintainer is not None:
             self._maintainer.stop()
-        super().close()
 
     def _sinks(self, listener: Listener) -> SinkMaker:
         from logsluice.sinks.link import Link  # noqa: PLC0415 - loaded by `_load`

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -12,7 +13,8 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from logsluice import deadletters, holds, maintenance, partitions, pruning, retention, types
+from logsluice import PostgresHandler, deadletters, holds, maintenance, partitions, pruning, retention, types
+from logsluice import maintainer as module
 from logsluice.contrib import JobLog
 from logsluice.errors import ConfigError
 from support.processes import run_program, until
@@ -583,6 +585,20 @@ def test_where_holds_cannot_be_read_nothing_goes(conn, admin, dsn, now):
 
 
 # In a handler
+
+
+def test_a_handler_that_is_closed_by_its_first_record_maintains_nothing(monkeypatch):
+    """Another thread closed it a moment before its maintenance began, which then went on for ever."""
+    made = module.Maintainer
+
+    def closed_meanwhile(*given):
+        handler.close()
+        return made(*given)
+
+    monkeypatch.setattr(module, "Maintainer", closed_meanwhile)
+    handler = PostgresHandler(dsn="host=/nowhere", maintenance=STAR, shutdown_timeout=0.1)
+    handler.handle(logging.makeLogRecord({"msg": "first"}))
+    assert not handler._maintainer._starter
 
 
 def test_a_handler_maintains_and_says_what_went(dsn, conn, now, capfd):

@@ -20,6 +20,8 @@ from logsluice.columns import target_from
 from logsluice.config import PostgresSettings, settings_from
 from logsluice.delivery import ATTEMPTS, STORM, Failure
 from logsluice.diagnostics import Diagnostics
+from logsluice.figures import stats_of
+from logsluice.handlers import PostgresHandler
 from logsluice.intake import Intake
 from logsluice.isolation import named_rows
 from logsluice.listener import Listener
@@ -187,6 +189,23 @@ def test_two_handlers_that_close_at_once_are_both_waited_for_at_exit(monkeypatch
     monkeypatch.setattr(lifecycle, "_draining", Overtaken([over]))
     lifecycle.drain_later(first)
     assert set(lifecycle._draining) == {first, second}
+
+
+def test_a_snapshot_has_seen_offered_what_it_has_seen_go():
+    """A record that is handed to the fallback while the figures are read: `waiting` was one below nothing."""
+    bench = Bench("logs")
+    buffer, real = bench.route.own, bench.route.own.offered
+
+    def offered():
+        number = real()
+        buffer.next_seq()
+        buffer.handed.add()
+        return number
+
+    buffer.offered = offered
+    assert stats_of(PostgresHandler(dsn=""), [bench.listener]).waiting == 0
+    buffer.offered = real
+    assert stats_of(PostgresHandler(dsn=""), [bench.listener]).abandoned_by == {"fallback": 1}
 
 
 # --- two routes -----------------------------------------------------------------------------------------------------
