@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import gzip
 import json
 import logging
 import os
@@ -23,6 +24,7 @@ from logsluice.config import FileSettings, settings_from
 from logsluice.diagnostics import Diagnostics
 from logsluice.errors import ConfigError
 from logsluice.handlers import JsonFileHandler
+from logsluice.sinks import file as module
 from logsluice.sinks.file import LogFile
 from support.files import (
     LIMIT,
@@ -645,6 +647,30 @@ def test_it_dies_between_the_write_and_the_acknowledgement(path, tmp_path, after
     ids, journaled = inherit(path, journal, **more)
     judge(path, [process], ids)
     assert [one["state"] for one in journaled["adopted"]] == ["done"]
+
+
+@pytest.mark.parametrize("how", ["renamed", "compressed"])
+def test_lines_are_found_in_a_file_that_logrotate_takes_during_the_look(path, monkeypatch, how):
+    """What was listed had another name when it was opened: its lines stood twice."""
+    rotated = path.with_name("app.log.1")
+    path.parent.mkdir()
+    holds = path if how == "renamed" else rotated
+    holds.write_text('{"stream": "77"}\n')
+    real = module._gather
+
+    def gather(file, *given):
+        if file == holds and holds.exists():
+            if how == "renamed":
+                path.rename(rotated)
+            else:
+                rotated.with_name("app.log.1.gz").write_bytes(gzip.compress(rotated.read_bytes()))
+                rotated.unlink()
+        return real(file, *given)
+
+    monkeypatch.setattr(module, "_gather", gather)
+    looked_into = LogFile(settings_from({"filename": str(path)}, FileSettings), Diagnostics("file"), lambda: None)
+    looked_into.path = path
+    assert len(looked_into.there(77)) == 1
 
 
 def test_control_without_looking_lines_stand_twice(path, tmp_path, monkeypatch):

@@ -27,6 +27,7 @@ import errno
 import fcntl
 import gzip
 import hashlib
+import itertools
 import json
 import os
 import time
@@ -207,15 +208,22 @@ class LogFile:
         """Return the digests of the lines with this number near the end of the file, or of those rotated last."""
         found: set[bytes] = set()
         left = SEARCHED
-        for path in [self.path, *self._older()]:
+        for path in itertools.chain([self.path], self._older()):
             if left <= 0:
                 break
-            with suppress(OSError, EOFError, zlib.error):  # deleted meanwhile, or no gzip file after all
-                left -= _gather(path, str(stream).encode(), left, found)
+            # The second: compressed meanwhile, by logrotate or another process.
+            for name in (path, path.with_name(f"{path.name}.gz")):
+                with suppress(OSError, EOFError, zlib.error):  # deleted meanwhile, or no gzip file after all
+                    left -= _gather(name, str(stream).encode(), left, found)
+                    break
         return found
 
-    def _older(self) -> list[Path]:
-        """Return the files that have the name and more, the newest first: logrotate's, too, whatever it calls them."""
+    def _older(self) -> Iterator[Path]:
+        """
+        Yield the files that have the name and more, the newest first: logrotate's, too, whatever it calls them.
+
+        They are listed when the first is asked for, so that what was renamed before is among them.
+        """
         found: list[tuple[int, Path]] = []
         for file in self.path.parent.iterdir():
             if file.name.startswith((f"{self.path.name}.", f"{self.path.name}-")) and not file.name.endswith(
@@ -223,7 +231,7 @@ class LogFile:
             ):
                 with suppress(FileNotFoundError):
                     found.append((file.stat().st_mtime_ns, file))
-        return [file for _, file in sorted(found, reverse=True)]
+        yield from (file for _, file in sorted(found, reverse=True))
 
     def keep_dead(self, entry: dict[str, object]) -> None:
         """Keep a row that is no line. Under the lock."""
