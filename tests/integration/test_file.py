@@ -819,6 +819,19 @@ os.kill(os.getpid(), 9)
 # --- waiting, looking -----------------------------------------------------------------------------------------------
 
 
+def test_a_damaged_row_that_the_disk_takes_half_of_is_kept_whole(path, monkeypatch):
+    path.parent.mkdir()
+    file = LogFile(settings_from({"filename": str(path)}, FileSettings), Diagnostics("file"), lambda: None)
+    file.path = path
+    with monkeypatch.context() as full:
+        real = os.write
+        full.setattr(module.os, "write", lambda descriptor, data: real(descriptor, data[:5]))
+        with pytest.raises(OSError, match="No space left"):
+            file.keep_dead({"row": "half"})
+    file.keep_dead({"row": "whole"})
+    assert path.with_name("app.log.dead").read_text() == '{"row": "whole"}\n'
+
+
 def test_an_idle_handler_lets_go_of_the_file(path):
     with logging_to(path, idle_close=0.1) as log:
         log(1)

@@ -240,7 +240,10 @@ class LogFile:
         descriptor = os.open(path, flags, self.settings.mode)
         try:
             self._give(descriptor)
-            os.write(descriptor, json.dumps(entry).encode() + b"\n")
+            end, line = os.fstat(descriptor).st_size, json.dumps(entry).encode() + b"\n"
+            if os.write(descriptor, line) < len(line):  # the disk is full: it is written again, whole
+                os.ftruncate(descriptor, end)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         finally:
             os.close(descriptor)
 
