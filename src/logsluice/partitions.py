@@ -40,6 +40,7 @@ DROP_LOCK_TIMEOUT = "3s"
 # the server sees no end of the session, and its locks would keep every other process from making a partition.
 IDLE_LIMIT = "10s"
 
+_OVERLAPS = "42P17"  # what ATTACH raises where another partition has a part of the range
 MARK = "logsluice prune: to be dropped, was a partition of"
 _MOMENT = re.compile(r"\b(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d)(?:\.(\d{1,6}))?(?:Z|([+-])(\d\d)(?::(\d\d))?(?::(\d\d))?)")
 
@@ -225,7 +226,7 @@ def drop(
                 try:
                     _drop(conn, parent, current, _parent(conn, schema, table), before)
                 except KeptError:
-                    _attach(conn, parent, current)
+                    _attach(conn, schema, table, current)
                     raise
 
 
@@ -262,14 +263,32 @@ def _detach(conn: psycopg.Connection[Any], parent: str, part: Partition, oid: in
         raise
 
 
-def _attach(conn: psycopg.Connection[Any], parent: str, part: Partition) -> None:
+def _attach(conn: psycopg.Connection[Any], schema: str, table: str, part: Partition) -> None:
     """Make a detached table a partition again. The constraint that DETACH left is of its bounds: it is not read."""
     lower = "MINVALUE" if part.lower is None else f"'{part.lower}'"
+    parent = f"{quote(schema)}.{quote(table)}"
+    try:
+        with conn.transaction():
+            settings(conn, DROP_LOCK_TIMEOUT)
+            bounds = f"FOR VALUES FROM ({lower}) TO ('{part.upper}')"
+            conn.execute(f"ALTER TABLE {parent} ATTACH PARTITION {part.full_name} {bounds}", prepare=False)
+            conn.execute(f"COMMENT ON TABLE {part.full_name} IS NULL", prepare=False)
+    except Exception as error:
+        if getattr(error, "sqlstate", None) != _OVERLAPS or part.lower is None or part.upper is None:
+            raise
+        # A row came meanwhile, and its writer made another partition there: what is in this one goes there as well.
+        ensure_between(conn, schema, "day", part.lower, part.upper - timedelta(microseconds=1), table=table)
+        _move(conn, parent, part)
+
+
+def _move(conn: psycopg.Connection[Any], parent: str, part: Partition) -> None:
+    names = "SELECT string_agg(quote_ident(attname), ', ') FROM pg_attribute WHERE attrelid = %s::regclass"
     with conn.transaction():
         settings(conn, DROP_LOCK_TIMEOUT)
-        bounds = f"FOR VALUES FROM ({lower}) TO ('{part.upper}')"
-        conn.execute(f"ALTER TABLE {parent} ATTACH PARTITION {part.full_name} {bounds}", prepare=False)
-        conn.execute(f"COMMENT ON TABLE {part.full_name} IS NULL", prepare=False)
+        query = f"{names} AND attnum > 0 AND NOT attisdropped"
+        ((columns,),) = conn.execute(query, [part.full_name], prepare=False).fetchall()
+        conn.execute(f"INSERT INTO {parent} ({columns}) SELECT {columns} FROM {part.full_name}", prepare=False)
+        conn.execute(f"DROP TABLE {part.full_name}", prepare=False)
 
 
 @contextlib.contextmanager

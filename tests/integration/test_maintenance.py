@@ -494,6 +494,26 @@ def test_a_held_row_that_comes_at_the_last_moment_stays(conn, now, late):
     assert figures(run(conn, STAR, now)) == {("logs", "*"): (1, 0)}
 
 
+def test_rows_that_stay_are_seen_also_where_a_writer_made_another_partition_meanwhile(conn, now, monkeypatch):
+    """It could not be attached again, and nobody saw its rows any more."""
+    put(conn, now - 40 * DAY, message="mine", user_id="u-7")
+    detach = partitions._detach
+
+    def overtaken(*given):
+        monkeypatch.undo()
+        hold(conn, "case 7", match={"user_id": "u-7"})
+        detach(*given)
+        partitions.ensure_at(conn, "logsluice", "hour", now - 40 * DAY)
+        put(conn, now - 40 * DAY, message="late")
+
+    monkeypatch.setattr(partitions, "_detach", overtaken)
+    (said,) = run(conn, STAR, now).skipped
+    assert said.endswith("is not dropped: hold 'case 7' keeps rows of it")
+    assert messages(conn) == ["late", "mine"]
+    assert run(conn, STAR, now).skipped == []
+    assert messages(conn) == ["mine"]
+
+
 def test_a_row_that_is_kept_for_ever_and_comes_at_the_last_moment_stays(conn, now, late):
     put(conn, now - 40 * DAY)
     late.append(lambda: put(conn, now - 40 * DAY, 40, "late"))
