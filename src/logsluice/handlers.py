@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 from dataclasses import replace
 from typing import TYPE_CHECKING, cast
 
@@ -47,9 +48,12 @@ class PostgresHandler(BaseHandler):
     def _targets_from(self) -> dict[str, Target]:
         settings = self._settings
         self._retention = retention.rules_from(settings.maintenance or None)  # here: a logging call reads no file
-        self._archive = retention.archive_in(settings.maintenance or None)
-        if self._archive is not None:
-            importlib.import_module("logsluice.archive").Settings.of(self._archive)  # a mistake is told now
+        self._archive = None
+        if (archive := retention.archive_in(settings.maintenance or None)) is not None:
+            self._archive = importlib.import_module("logsluice.archive").Settings.of(archive)  # a mistake is told now
+            if "://" not in self._archive.target and not self._archive.target.startswith("~"):
+                # A program may change its folder later.
+                self._archive = replace(self._archive, target=os.path.abspath(self._archive.target))  # noqa: PTH100
         table = target_from(settings.schema, settings.table, settings.columns)
         _check_dsn(settings)
         return {"logs": table}

@@ -10,12 +10,11 @@ from __future__ import annotations
 import dataclasses
 import queue
 from datetime import datetime, timezone
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import psycopg
 
 from logsluice import lifecycle, maintenance, pruning
-from logsluice.archive import Settings
 from logsluice.errors import LogsluiceError
 from logsluice.primitives import Done, SimpleQueue, get_ident, start_thread
 from logsluice.sinks import SinkError
@@ -24,6 +23,7 @@ from logsluice.sinks.link import Link
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from logsluice.archive import Settings
     from logsluice.config import PostgresSettings
     from logsluice.diagnostics import Diagnostics
     from logsluice.retention import Rules
@@ -40,7 +40,7 @@ class Maintainer:
         self,
         settings: PostgresSettings,
         rules: Rules,
-        archive: Any,  # as the rules say it
+        archive: Settings | None,
         diagnostics: Diagnostics,
         now: Callable[[], float],
     ) -> None:
@@ -50,7 +50,7 @@ class Maintainer:
             dataclasses.replace(settings, io_timeout=max(settings.io_timeout, ANSWER)), diagnostics, lambda: None, now
         )
         self._rules = rules
-        self._archive = Settings.of(archive)
+        self._archive = archive
         self._tokens: SimpleQueue[None] = SimpleQueue()
         self._ending = False
         self._starter: dict[str, object] = {}  # setdefault elects the one that starts the thread

@@ -116,6 +116,18 @@ def test_a_handler_says_so_when_it_is_made():
         PostgresHandler(dsn="", maintenance={"*": "30d", "archive": {"target": "a", "format": "csv"}})
 
 
+@pytest.mark.parametrize("target", ["s3://bucket/logs", "~/logs", "/var/logs", "logs"])
+def test_a_handlers_archive_stays_where_it_is_when_the_program_goes_elsewhere(tmp_path, monkeypatch, target):
+    """A daemon that went to / after it had configured its logging wrote its archives there."""
+    from logsluice import PostgresHandler
+
+    monkeypatch.chdir(tmp_path)
+    handler = PostgresHandler(dsn="", maintenance={"archive": {"target": target, "format": "jsonl"}})
+    monkeypatch.chdir("/")
+    wanted = str(tmp_path / "logs") if target == "logs" else target
+    assert handler._archive == Settings(wanted, "jsonl")
+
+
 @settings(max_examples=40)
 @given(name=CLEAN)
 def test_names_stay_in_their_folder(name):
