@@ -48,6 +48,8 @@ def count(conn):
 def test_it_shows_first_and_drops_when_told(dsn, conn, old, capsys):
     assert logsluice("prune", "--dsn", dsn, "--keep", "30d") == 0
     shown = capsys.readouterr().out
+    assert logsluice("prune", "--dsn", dsn, "--keep", "30d", "--dry-run") == 0
+    assert capsys.readouterr().out == shown
     assert count(conn) == 3
     lines = shown.splitlines()
     assert lines[0].split() == ["partition", "from", "(UTC)", "to", "(UTC)", "rows", "size"]

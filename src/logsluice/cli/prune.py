@@ -25,12 +25,14 @@ LEAST = timedelta(days=1)
 
 def register(commands: common.Commands) -> None:
     """Add the command."""
-    parser = commands.add_parser("prune", help="drop old partitions")
+    parser = commands.add_parser("prune", help="drop old partitions of logs")
     common.add_dsn(parser)
     parser.add_argument(
         "--keep", type=common.duration, required=True, metavar="DURATION", help="how much to keep: 30d, 4w; at least 1d"
     )
-    parser.add_argument("--yes", action="store_true", help="drop them; without it they are only shown")
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--dry-run", action="store_true", help="only show them: what it does without --yes")
+    what.add_argument("--yes", action="store_true", help="drop them; without it they are only shown")
     parser.set_defaults(run=run)
 
 
