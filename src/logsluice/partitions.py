@@ -201,7 +201,10 @@ def _parent(conn: psycopg.Connection[Any], schema: str, table: str) -> int:
         prepare=False,
     ).fetchone()
     if row is None:
-        raise LogsluiceError(f"there is no partitioned table {quote(schema)}.{quote(table)} here")
+        raise LogsluiceError(
+            f"there is no partitioned table {quote(schema)}.{quote(table)} here; --schema and --dsn say where to look. "
+            "Rows of a table without partitions go by `logsluice maintain`"
+        )
     return int(row[0])
 
 
