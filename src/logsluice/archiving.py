@@ -39,7 +39,7 @@ def sources(
 
     Without `table`: of all tables of logs. Dead letters must be named.
     """
-    found = maintenance.tables(conn, schema)
+    found = maintenance.known(conn, schema)
     known = [one.name for one in found]
     if table == "dead_letter":
         yield from _days(conn, schema, table, since, until)
@@ -88,7 +88,8 @@ def archive_all(
     Archive what ended before `until` and return what was written; None when a maintainer is at work.
 
     Nothing is dropped. What is in a file already gets no second one. A connection of its own with autocommit on, no
-    pooler before it. Blocks until all is written and read back; raises `ArchiveError` or psycopg's error.
+    pooler before it. Blocks until all is written and read back; raises `ArchiveError`, `LogsluiceError` for a table or
+    schema that is not there, psycopg's error.
     """
     partitions.check_session(conn)
     store = Archive(conn, settings, stop=stop, progress=progress)

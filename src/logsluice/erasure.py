@@ -42,15 +42,16 @@ def erase(
     """
     Delete all rows in which these columns, or attributes of these names, have these values; one `Erased` a table.
 
-    With `dry_run` they are only counted. Blocks until all tables were read. Raises psycopg's error when a lock cannot
-    be had in time or a right is missing; what was deleted before stays deleted, the same again goes on from there.
+    With `dry_run` they are only counted. Blocks until all tables were read. Raises `LogsluiceError` for
+    a schema without tables of logs, psycopg's error when a lock cannot be had in time or a right is missing; what was
+    deleted before stays deleted, the same again goes on from there.
     """
     if not match or not all(name and value for name, value in match.items()):
         raise ConfigError("say which rows: COLUMN=VALUE, neither of them empty")
-    found = []
+    found, tables = [], maintenance.known(conn, schema)
     letters = Erased("dead_letter")  # first: one that is sent again meanwhile is a row of the tables then
     _dead_letters(conn, schema, match, one=letters, dry_run=dry_run)
-    for table in maintenance.tables(conn, schema):
+    for table in tables:
         one = Erased(table.name)
         found.append(one)
         _rows(conn, schema, table, match, one=one, dry_run=dry_run)

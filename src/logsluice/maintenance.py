@@ -66,8 +66,8 @@ def run(
     is changed, rows are counted. `archive`: where rows go before they are dropped or deleted; what cannot be written
     there stays. `stop` is asked between two steps, and while an archive is written. Blocks for as long as it takes:
     seconds, or minutes where rules are finer than tables, which read what they are about, and for each million rows
-    that is archived about half a minute. Raises `ConfigError` for a pooler, psycopg's
-    error when the connection is lost; all else is told in `skipped`.
+    that is archived about half a minute. Raises `ConfigError` for a pooler, `LogsluiceError` for a schema without
+    tables of logs, psycopg's error when the connection is lost; all else is told in `skipped`.
     """
     shelf = archives.Archive(conn, archive, stop=stop) if archive is not None and not dry_run else None
     job = _Run(conn, schema, rules or {}, now, width, stop, Report(now, dry_run), shelf)
@@ -117,12 +117,21 @@ def tables(conn: psycopg.Connection[Any], schema: str) -> list[LogTable]:
     return found
 
 
+def known(conn: psycopg.Connection[Any], schema: str) -> list[LogTable]:
+    """As `tables`. Raises LogsluiceError where there are none: a misspelt schema must not pass for a tidy one."""
+    found = tables(conn, schema)
+    if not found:
+        raise LogsluiceError(
+            f"there are no tables of logs in schema {quote(schema)} of database {quote(conn.info.dbname)}. A handler "
+            "makes them with its first record, `logsluice migrate` now; --schema and --dsn say where to look"
+        )
+    return found
+
+
 @dataclass
 class _Run(Job):
     def all(self) -> None:
-        found: list[LogTable] = []
-        with self._apart("the tables cannot be listed"):
-            found = tables(self.conn, self.schema)
+        found = known(self.conn, self.schema)
         names = frozenset(table.name for table in found) | {"dead_letter"}
         for key in retention.unknown_tables(self.rules, names):
             self.report.skipped.append(f"rule {key!r}: there is no table of that name")
@@ -130,7 +139,7 @@ class _Run(Job):
             if table.partitioned and not self.report.dry_run:
                 with self._apart(f"{table.name}: no partition can be made ahead"):
                     self._make(table)
-        if found and not self.report.dry_run:
+        if not self.report.dry_run:
             with self._apart("the roll-up: rows cannot be counted"):  # before any of them is deleted
                 self.report.counted = rollup.refresh(self.conn, self.schema, stop=self.stop)
             with self._apart("the roll-up: an index cannot be made"):
@@ -142,7 +151,7 @@ class _Run(Job):
         if "dead_letter" in self.rules and not self.stop():
             with self._apart("dead_letter: cannot be pruned"):
                 self._dead_letters(self.rules["dead_letter"])
-        if found and not self.stop():
+        if not self.stop():
             with self._apart("stream: old rows cannot be deleted"):
                 self._streams(found)
 

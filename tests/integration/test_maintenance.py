@@ -15,6 +15,7 @@ import pytest
 
 from logsluice import PostgresHandler, deadletters, holds, maintenance, partitions, pruning, retention, types
 from logsluice import maintainer as module
+from logsluice.cli import main
 from logsluice.contrib import JobLog
 from logsluice.errors import ConfigError
 from support.processes import run_program, until
@@ -436,6 +437,18 @@ def test_a_killed_connection_leaves_no_lock(dsn, conn, now):
     mine.close()
     assert until(lambda: run(conn, STAR, now).leader, LIMIT)
     assert messages(conn) == []
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [["maintain", "--once", "--keep", "*=30d"], ["forget", "--user", "u-7"], ["archive", "x", "--format", "jsonl"]],
+)
+def test_a_misspelt_schema_does_not_pass_for_a_tidy_one(dsn, argv, capsys):
+    assert main([*argv, "--dsn", dsn, "--schema", "logsluce"]) == 1
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert 'there are no tables of logs in schema "logsluce" of database' in said.err
+    assert "--schema and --dsn say where to look" in said.err
 
 
 def test_a_stop_ends_it_between_two_steps(conn, now):
