@@ -228,5 +228,7 @@ def test_a_role_without_the_right_is_told(dsn, conn, people, capsys):
         assert main(["forget", "--dsn", role, "--user", "u-7", "--yes"]) == 1
     finally:
         conn.execute(f"DROP OWNED BY {name}; DROP ROLE {name}")
-    assert "permission denied for table" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "permission denied for table" in said
+    assert "connect as a role that may" in said
     assert len(left(conn, "logs")) == 4

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]  # noqa: SLF001 - argparse has no public name for it
 
 DSN_VARIABLE = "LOGSLUICE_DSN"
+MAY_NOT = "; connect as a role that may: the owner of the tables, or one of `logsluice migrate --roles`"
 # Seconds to connect, unless the DSN or PGCONNECT_TIMEOUT says otherwise: a person waits, and libpq would wait for ever.
 _CONNECT_TIMEOUT = "10"
 SECRETS = ("password", "sslpassword", "oauth_client_secret")
@@ -89,7 +90,12 @@ def said(action: str) -> Iterator[None]:
     try:
         yield
     except psycopg.Error as error:
-        raise LogsluiceError(f"{action}: {reason(error)}") from None
+        raise LogsluiceError(f"{action}: {reason(error)}{next_step(error)}") from None
+
+
+def next_step(error: psycopg.Error) -> str:
+    """Return what to do about a right that is missing, to put behind the reason; else nothing."""
+    return MAY_NOT if isinstance(error, psycopg.errors.InsufficientPrivilege) else ""
 
 
 def reason(error: psycopg.Error) -> str:

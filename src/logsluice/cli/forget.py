@@ -38,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
         match[name] = value
     if not match or not all(match.values()):
         raise ConfigError("say whose rows: --user ID, or COLUMN=VALUE")
-    with common.connect(args) as conn, common.said("not all could be deleted; run the same again"):
+    with common.connect(args) as conn, common.said("not all could be deleted; when this is mended, run the same again"):
         found = erasure.erase(conn, match, args.schema, dry_run=not args.yes)
     for one in found:
         kept = f", {one.held:,} kept by a legal hold" if one.held else ""

@@ -99,7 +99,7 @@ def _drop_all(conn: psycopg.Connection[Any], schema: str, old: Sequence[partitio
         except psycopg.Error as error:
             failed += 1
             in_use = isinstance(error, psycopg.errors.LockNotAvailable)
-            why = "an open transaction still uses it" if in_use else common.reason(error)
+            why = "an open transaction still uses it" if in_use else common.reason(error) + common.next_step(error)
             print(f"not dropped: {part.name}: {why}", file=sys.stderr)
             if conn.closed:
                 return 1
