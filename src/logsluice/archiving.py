@@ -16,7 +16,7 @@ from logsluice import archive, maintenance, partitions, types
 from logsluice.archive import Archive, manifest, rows
 from logsluice.archive.places import told
 from logsluice.archive.source import Source, absent, columns_of, days, key_of, names, of_partition, words
-from logsluice.columns import quote
+from logsluice.columns import check_name, quote
 from logsluice.errors import ConfigError, LogsluiceError
 
 if TYPE_CHECKING:
@@ -135,6 +135,8 @@ class Restore:
     def __post_init__(self) -> None:
         if self.into in types.OURS - {"logs", "dead_letter"}:
             raise ConfigError(f"{self.into!r} is logsluice's own table: restore into another")
+        if self.into is not None:
+            check_name("--into", self.into)  # PostgreSQL would cut a long one, and it might be another table's then
         self._tables = {one.name: one for one in maintenance.tables(self.conn, self.schema)}
 
     def file(

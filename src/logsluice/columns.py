@@ -151,7 +151,7 @@ def quote(name: str) -> str:
 
 def target_from(schema: str, table: str, columns: Mapping[str, Any] | None) -> Table:
     """Return the target of these options. Raises `ConfigError` for names and sources that cannot be right."""
-    _identifier("schema", schema)
+    check_name("schema", schema)
     where, name = _table(schema, table)
     if columns is None:
         if (where, name) != (schema, "logs"):
@@ -163,7 +163,7 @@ def target_from(schema: str, table: str, columns: Mapping[str, Any] | None) -> T
     if not isinstance(columns, dict) or not columns:
         raise ConfigError(f"columns must be a mapping of column to source, got {columns!r}")
     for column in columns:
-        _identifier("columns", column)
+        check_name("columns", column)
     return Table(schema, where, name, tuple(columns), tuple(_source(c, s) for c, s in columns.items()))
 
 
@@ -175,11 +175,12 @@ def _table(schema: str, table: Any) -> tuple[str, str]:
         raise ConfigError(f"table must be a name or schema.name, with odd characters in double quotes, got {table!r}")
     names = [part[1:-1].replace('""', '"') if part.startswith('"') else part for part in parts]
     for name in names:
-        _identifier("table", name)
+        check_name("table", name)
     return (names[0], names[1]) if len(names) == 2 else (schema, names[0])
 
 
-def _identifier(option: str, name: Any) -> None:
+def check_name(option: str, name: Any) -> None:
+    """Raise `ConfigError` for what cannot be the name of a schema, a table or a column."""
     if not isinstance(name, str) or not name or "\0" in name:
         raise ConfigError(f"{option}: a name must be a non-empty string without NUL, got {name!r}")
     try:

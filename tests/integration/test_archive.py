@@ -378,6 +378,8 @@ def test_a_manifest_cannot_reach_watermarks_nor_run_sql(archived, conn, capsys):
     assert main(["restore", str(path)]) == 1
     assert "no table" in capsys.readouterr().err
     capsys.readouterr()
+    assert main(["restore", str(archived), "--into", "x" * 64]) == 1
+    assert "--into: 'xxxx" in capsys.readouterr().err
     for own in ("stream", "version", "hold", "logs_hourly", "logs_hourly_state"):
         assert main(["restore", str(archived), "--into", own]) == 1
         assert f"{own!r} is logsluice's own table" in capsys.readouterr().err
@@ -420,7 +422,7 @@ def test_one_at_a_time(archived, dsn, capsys):
         (["maintain", "--once", "--format", "jsonl", "--rules", "rules.json"], "is a directory or URL"),
         (["maintain", "--once", "--archive", "nowhere://x"], "cannot be used"),
         (["archive", "nowhere://user:secret@x"], "cannot be used"),
-        (["restore", "/nowhere"], "no archive of that table and time"),
+        (["restore", "/nowhere"], "no archive in /nowhere: name what"),
         (["restore", "/nowhere/x.parquet"], "cannot be read"),
         (["archive", "."], "is no table of logs"),
         (["archive", "~nobody-here"], "is no directory"),

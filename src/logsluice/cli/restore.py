@@ -43,8 +43,10 @@ def run(args: argparse.Namespace) -> int:
         folder, slash, path = args.source.rpartition("/")
         folder = folder or slash or "."
     place = places.place_of(folder)
-    found = [one for one in archiving.manifests(place, path) if args.table in {None, one.table}]
-    found = [one for one in found if one.overlaps(args.since, args.until)]
+    there = archiving.manifests(place, path)
+    if not there:
+        raise LogsluiceError(f"no archive in {places.shown(args.source)}: name what `archive` or `maintain` wrote into")
+    found = [one for one in there if args.table in {None, one.table} and one.overlaps(args.since, args.until)]
     if not found:
         raise LogsluiceError(f"no archive of that table and time in {places.shown(args.source)}")
     say_anything(sys.stdout)
