@@ -149,9 +149,16 @@ def quote(name: str) -> str:
     return '"' + name.replace('"', '""') + '"'
 
 
+def in_query(*names: str) -> str:
+    """Return a quoted name for a statement that has parameters: psycopg takes a % in it for one of them."""
+    return ".".join(map(quote, names)).replace("%", "%%")
+
+
 def target_from(schema: str, table: str, columns: Mapping[str, Any] | None) -> Table:
     """Return the target of these options. Raises `ConfigError` for names and sources that cannot be right."""
     check_name("schema", schema)
+    if "%" in schema:  # psycopg takes it for a parameter, in each of the statements that name the schema
+        raise ConfigError(f"schema: {schema!r} has a percent sign: name it without")
     where, name = _table(schema, table)
     if columns is None:
         if (where, name) != (schema, "logs"):

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from psycopg import sql
 
+from logsluice.columns import in_query
 from logsluice.grammar import EQUAL, REGEX, TEXT, Term, number
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ def all_of(conditions: Sequence[Condition]) -> Condition:
 
 def of_term(term: Term) -> Condition:
     """Return the condition of a term."""
-    column = Condition(sql.SQL("r.{}").format(sql.Identifier(term.column)))
+    column = Condition(sql.SQL(f"r.{in_query(term.column)}"))
     if term.operator == TEXT:
         # ILIKE, and regular expressions, use an index of pg_trgm where there is one.
         pattern = re.sub(r"([\\%_])", r"\\\1", str(term.value))
@@ -97,7 +98,7 @@ def _attribute(term: Term, left: Condition) -> Condition:
         same = same if value is None else made("({} OR {})", same, as_number)
         return made("NOT coalesce({}, false)", same) if term.operator == "!=" else same
     # By @>, which finds JSON's own text, number or boolean quicker than ->> does, and by an index where there is one.
-    column = sql.SQL("r.{}::jsonb").format(sql.Identifier(term.column))
+    column = sql.SQL(f"r.{in_query(term.column)}::jsonb")
     words = [json.dumps(text), *([str(value)] if value is not None else [text] if text in {"true", "false"} else [])]
     documents = [_document(path, word) for path in _paths(term.path) for word in words]
     same = made(f"({' OR '.join('{0} @> %s::jsonb' for _ in documents)})", column, values=documents)

@@ -28,6 +28,7 @@ from psycopg import sql
 from psycopg.rows import tuple_row
 
 from logsluice import conditions, snapshots
+from logsluice.columns import in_query
 from logsluice.errors import LogsluiceError
 from logsluice.records import Key, read_json
 
@@ -132,7 +133,7 @@ class Follower:
         self._plan, self._table, self.window = plan, table, window
         self._since, self._last = since, last
         self._streams = sql.Identifier(schema, "stream")
-        self._others = [sql.Identifier(schema, one) for one in others if one != table]
+        self._others = [sql.SQL(in_query(schema, one)) for one in others if one != table]
         rights = dict(_rows(conn, conditions.made("{}", sql.SQL(_RIGHTS), values=[schema, [table, "stream"]])))
         self._dated = rights.get(table, False)  # its rows say which transaction stored them
         self.counts_late = self._dated and rights.get("stream", False)

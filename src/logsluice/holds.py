@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
-from logsluice.columns import quote
+from logsluice.columns import in_query, quote
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
@@ -115,7 +115,7 @@ def equals(columns: Collection[str], match: Mapping[str, Any]) -> Condition:
         text = None if wanted is None else as_text(wanted)
         either = []
         if name in columns:
-            own = f"{quote(name)}::text".replace("%", "%%")
+            own = f"{in_query(name)}::text"
             either.append(f"{own} IS NULL" if text is None else f"{own} = %s")
             values += [] if text is None else [text]
         if "attributes" in columns and (text is not None or name not in columns):

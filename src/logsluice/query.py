@@ -24,7 +24,7 @@ from psycopg.rows import tuple_row
 from psycopg_pool import ConnectionPool, PoolTimeout
 
 from logsluice import conditions, grammar
-from logsluice.columns import quote
+from logsluice.columns import in_query, quote
 from logsluice.config import PostgresSettings
 from logsluice.errors import ConfigError, LogsluiceError
 from logsluice.following import Follower, Late
@@ -388,7 +388,7 @@ class Query:
         ]  # fmt: skip
         where = conditions.all_of([*found, *more, *map(conditions.of_term, terms)])
         columns = sql.SQL(", ").join(shown(name, kind) for name, kind in kinds.items())
-        return Plan(sql.Identifier(self.schema, table), columns, where, maker(table, tuple(kinds)))
+        return Plan(sql.SQL(in_query(self.schema, table)), columns, where, maker(table, tuple(kinds)))
 
 
 def _try_regex(cursor: psycopg.Cursor[Any], text: str, term: grammar.Term) -> None:

@@ -15,6 +15,7 @@ from psycopg import sql
 from psycopg.types.json import set_json_loads
 
 from logsluice import ids
+from logsluice.columns import in_query
 from logsluice.errors import LogsluiceError
 
 if TYPE_CHECKING:
@@ -113,7 +114,7 @@ class Count(NamedTuple):
 
 def shown(column: str, kind: str) -> sql.Composable:
     """Return how a column is read: as it is, or as text where Python has no type that holds all of its values."""
-    name = sql.SQL("r.{}").format(sql.Identifier(column))
+    name = sql.SQL(f"r.{in_query(column)}")
     if kind == "time":
         return sql.SQL("CASE WHEN {0} < {1} THEN {1} WHEN {0} > {2} THEN {2} ELSE {0} END").format(
             name, *(sql.SQL("{}::timestamptz").format(sql.Literal(edge)) for edge in (_FIRST, _LAST))

@@ -205,6 +205,12 @@ def test_roles_are_printed_without_a_connection(capsys):
         logsluice("migrate", "--sql", "--writer", "w")
 
 
+def test_a_name_that_cannot_be_one_is_refused_before_anything_is_planned():
+    for name in ("x" * 64, "a%b"):
+        with pytest.raises(ConfigError, match="schema: "):
+            logsluice("migrate", "--dsn", "host=/nowhere", "--schema", name, "--plan")
+
+
 def test_a_role_that_may_not_is_told_who_may(empty_dsn):
     with connect(empty_dsn) as conn:
         name = f"nobody_{conn.info.dbname}"

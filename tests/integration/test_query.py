@@ -12,6 +12,7 @@ import pytest
 from psycopg_pool import ConnectionPool
 
 from logsluice import query as module
+from logsluice.cli import main
 from logsluice.contrib import Activity, JobLog, MessageEvent
 from logsluice.errors import ConfigError, LogsluiceError
 from logsluice.grammar import FilterError
@@ -315,6 +316,23 @@ def test_rows_that_somebody_else_inserted(dsn, conn):
     assert found[0].fields == {"at": "infinity", "span": "1000000 years", "many": "{1,2}"}
     assert found[1].attributes == "9" * 5000
     assert [one.seq for one in Query(conn, schema="own").logs("many={1,2}")] == [1]
+
+
+def test_names_that_drivers_and_templates_read(dsn, conn, capsys):
+    """Of tables and columns that somebody else made, or `restore --into`."""
+    conn.execute('CREATE TABLE logsluice."100% {x}" (LIKE logsluice.logs, "50% ""off" text, "{}%s" timestamptz)')
+    conn.execute(
+        'INSERT INTO logsluice."100% {x}" (ts, level, stream, seq, attributes, "50% ""off", "{}%s") '
+        "VALUES ('2026-11-27Z', 20, 7, 8, '{\"a\": 1}', 'x', '2026-11-28Z')"
+    )
+    with Query(dsn) as query:
+        (found,) = query.logs("a=1 seq=8", table="100% {x}")
+        assert found.fields['50% "off'] == "x"
+        assert found.fields["{}%s"].day == 28
+        assert [one.key for one in query.iterate(table="100% {x}")] == [found.key]
+        assert query.count(table="100% {x}").number == 1
+    assert main(["show", found.id, "--dsn", dsn]) == 0
+    assert '50% "off' in capsys.readouterr().out
 
 
 def test_a_reader_needs_select_alone(dsn, conn, rows):

@@ -55,7 +55,7 @@ def test_a_table_that_cannot_be_one_is_an_error(table):
         target_from("logsluice", table, {"m": "message"})
 
 
-@pytest.mark.parametrize("schema", ["", "x" * 64, "a\0", None])
+@pytest.mark.parametrize("schema", ["", "x" * 64, "a\0", None, "a%b"])
 def test_a_schema_that_cannot_be_one_is_an_error(schema):
     """As for tables."""
     with pytest.raises(ConfigError, match="schema"):

@@ -13,7 +13,7 @@ from logsluice import contrib, migrations, partitions, schema
 from logsluice.cli import common, tables
 from logsluice.cli.arguments import utf8
 from logsluice.cli.output import say_anything
-from logsluice.columns import quote
+from logsluice.columns import quote, target_from
 from logsluice.config import PARTITION_WIDTHS
 from logsluice.errors import ConfigError, LogsluiceError
 from logsluice.tracing import SpanRow
@@ -74,6 +74,7 @@ def register(commands: common.Commands) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Apply what is missing and say what was done, or show or print what would be."""
+    target_from(args.schema, "logs", None)  # raises: a plan must not promise what would be refused
     named = {kind: name for kind in _ROLES if (name := getattr(args, kind)) is not None}
     if args.sql and not named:
         newest = schema.sql_files()[-1].number

@@ -11,6 +11,7 @@ import psycopg
 from psycopg import rows, sql
 
 from logsluice.cli import common, output, pager
+from logsluice.columns import in_query
 from logsluice.ids import Id, made, parse
 from logsluice.query import TABLES
 
@@ -61,7 +62,7 @@ def find(conn: psycopg.Connection[Any], schema: str, wanted: Id) -> dict[str, An
             query = sql.SQL(
                 "SELECT to_jsonb(r) AS record, ts AT TIME ZONE 'UTC' AS ts FROM {} r WHERE stream = %s AND seq = %s "
                 "AND ts >= %s::timestamptz AND ts <= %s::timestamptz LIMIT 1"
-            ).format(sql.Identifier(schema, table))
+            ).format(sql.SQL(in_query(schema, table)))
             with conn.cursor(row_factory=rows.dict_row) as cursor:
                 row = cursor.execute(query, [wanted.stream, wanted.seq, since, until]).fetchone()
             if row is not None:
