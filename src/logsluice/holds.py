@@ -82,6 +82,17 @@ def read(conn: psycopg.Connection[Any], schema: str) -> list[Hold]:
     return [Hold(*row) for row in rows]
 
 
+def vain(holds: Sequence[Hold], tables: Collection[str]) -> list[str]:
+    """Return what to say of holds that keep nothing: a slip of the pen must not be found out when rows are gone."""
+    found = []
+    for one in holds:
+        if one.target is not None and one.target not in tables:
+            found.append(f"hold {one.name!r} keeps nothing: there is no table {one.target!r}")
+        elif one.starts is not None and one.ends is not None and one.starts >= one.ends:
+            found.append(f"hold {one.name!r} keeps nothing: it ends before it starts")
+    return found
+
+
 def any_of(holds: Sequence[Hold], columns: Collection[str], clock: str = "ts") -> Condition:
     """Return what is true for rows that any of these holds keeps; false without holds."""
     conditions = [hold.condition(columns, clock) for hold in holds]

@@ -135,6 +135,8 @@ class _Run(Job):
         names = frozenset(table.name for table in found) | {"dead_letter"}
         for key in retention.unknown_tables(self.rules, names):
             self.report.skipped.append(f"rule {key!r}: there is no table of that name")
+        with self._apart("the legal holds cannot be read"):
+            self.report.skipped += holds.vain(holds.read(self.conn, self.schema), names)
         for table in found:
             if table.partitioned and not self.report.dry_run:
                 with self._apart(f"{table.name}: no partition can be made ahead"):

@@ -586,9 +586,19 @@ def test_a_hold_may_end_never(conn, now):
     for days in (40, 41):
         put(conn, now - days * DAY, message=f"{days}")
     hold(conn, "case", starts=f"{now - 40.5 * DAY}", ends="infinity")
-    hold(conn, "elsewhere", target="job_log", starts="-infinity", ends="infinity")
+    hold(conn, "elsewhere", target="dead_letter", starts="-infinity", ends="infinity")
     assert run(conn, STAR, now).skipped == []
     assert messages(conn) == ["40"]
+
+
+def test_a_hold_that_keeps_nothing_is_told(conn, now):
+    hold(conn, "a slip", target="Logs")
+    hold(conn, "turned", starts=now, ends=now - DAY)
+    hold(conn, "right", target="dead_letter")
+    assert run(conn, STAR, now, dry_run=True).skipped == [
+        "hold 'a slip' keeps nothing: there is no table 'Logs'",
+        "hold 'turned' keeps nothing: it ends before it starts",
+    ]
 
 
 def test_a_hold_of_a_time_keeps_it_whole(conn, now):
