@@ -110,6 +110,7 @@ def test_options_of_the_command(conn, dsn, tmp_path, capsys, monkeypatch):
     [
         (["--keep", "30d"], "RULE=DURATION"),
         (["--keep", "*=30m"], "at least 1 day"),
+        (["--keep", "archive=7d"], "write --archive TARGET, or log_type=archive"),
         (["--rules", "/nowhere.json"], "cannot be read as JSON"),
         (["--types", "no_such_module"], "cannot be imported"),
     ],

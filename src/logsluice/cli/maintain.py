@@ -77,6 +77,8 @@ def _rules(file: str | None, keep: Sequence[str]) -> Rules:
         key, equals, value = text.rpartition("=")
         if not equals:
             raise ConfigError(f"--keep {text!r}: write RULE=DURATION, for example '*=30d'")
+        if key == retention.ARCHIVE:  # in a file of rules it says where rows go; here it would be no rule at all
+            raise ConfigError(f"--keep {text!r}: write --archive TARGET, or log_type=archive for a log type")
         given[key] = value
     return {**retention.rules_from(file), **retention.rules_from(given)}
 
