@@ -327,6 +327,8 @@ def archived(conn, dsn, now, target, monkeypatch, capsys):
         put(conn, now - days * DAY, f"{days}")
     assert main(["archive", str(target), "--format", "jsonl", "--until", "5d"]) == 0
     assert "3 files, 3 rows" in capsys.readouterr().out
+    assert main(["archive", str(target), "--format", "jsonl", "--until", "5d"]) == 0
+    assert capsys.readouterr().out.endswith("; 3 were there, and are sound\n")
     conn.execute("DELETE FROM logsluice.logs")
     return target
 

@@ -136,6 +136,7 @@ class Archive:
     ) -> None:
         self.settings = settings
         self.written: list[Manifest] = []
+        self.there: set[str] = set()  # paths of files of earlier runs that hold all of a source
         self._conn = conn
         self._stop = stop
         self._progress = progress
@@ -146,7 +147,8 @@ class Archive:
     def line(self) -> str:
         """Return what was written in one line."""
         count, size = sum(one.rows for one in self.written), sum(one.bytes for one in self.written) / (1 << 20)
-        return f"{len(self.written)} files, {count:,} rows, {size:.1f} MiB in {places.shown(self.settings.target)}"
+        text = f"{len(self.written)} files, {count:,} rows, {size:.1f} MiB in {places.shown(self.settings.target)}"
+        return f"{text}; {len(self.there)} were there, and are sound" if self.there else text
 
     def whole(self, source: Source, *, locked: bool = False) -> None:
         """
@@ -169,7 +171,9 @@ class Archive:
             if known:
                 found = self._scan(source, columns)
                 same = [one for one in known if (one.rows, one.checksum) == (found.rows, found.checksum)]
-                if any(self._is_sound(one) for one in same):
+                sound = next((one.path for one in same if self._is_sound(one)), None)
+                if sound is not None:
+                    self.there |= {sound} - {one.path for one in self.written}
                     return
                 where = self._without(source, columns, known)
             self._write(source, columns, f"SELECT {names(columns)} FROM ONLY {source.name} WHERE {where}")
