@@ -30,6 +30,7 @@ from logsluice.errors import ConfigError, LogsluiceError
 from logsluice.following import Follower, Late
 from logsluice.records import Count, Key, Plan, Record, key_of, maker, read_json, shown
 from logsluice.sinks.link import check_dsn
+from logsluice.types import RANGES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator, Sequence
@@ -350,7 +351,10 @@ class Query:
         """Return the time that an argument means."""
         now = datetime.now(timezone.utc)
         if isinstance(given, timedelta):
-            return now - given
+            try:
+                return now - given
+            except OverflowError:
+                raise LogsluiceError(f"{name}: {given} ago is before the year 1: give a shorter time") from None
         if isinstance(given, datetime):
             return given if given.tzinfo else given.replace(tzinfo=self.zone)
         if isinstance(given, str):
@@ -404,7 +408,8 @@ def _same(column: str, value: Any) -> Condition | None:
     """Return the condition that a column has a value; None where none is asked for."""
     if value is None:
         return None
-    cast = "::text" if isinstance(value, str) else ""
+    # As a text: programs whose users have numbers give numbers, and PostgreSQL compares no text with them.
+    cast, value = ("", value) if isinstance(value, UUID) else ("::text", str(value))
     return conditions.made(f"{{}} = %s{cast}", sql.SQL("r.{}").format(sql.Identifier(column)), values=[value])
 
 
@@ -416,5 +421,5 @@ def _uuid(name: str, given: UUID | str) -> UUID:
 
 
 def _positive(name: str, given: int) -> None:
-    if not isinstance(given, int) or given < 1:
+    if not isinstance(given, int) or isinstance(given, bool) or not 1 <= given < RANGES["bigint"]:
         raise LogsluiceError(f"{name} must be a whole number from 1 on, got {given!r:.100}")

@@ -154,8 +154,10 @@ def key_of(given: Record | Key | tuple[Any, ...] | str | None) -> Key | None:
         return given
     if isinstance(given, Record):
         return given.key
-    if isinstance(given, tuple):
+    if isinstance(given, tuple) and len(given) == len(Key._fields):
         return Key(*given)
+    if not isinstance(given, str):
+        raise LogsluiceError(f"after and before take a record, its key or its id, got {given!r:.100}")
     found = ids.parse(given)
     if found.ts is None:
         raise LogsluiceError(f"the id {given!r} does not say when: give one as ts~stream~seq, a record, or its key")

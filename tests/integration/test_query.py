@@ -298,9 +298,17 @@ def test_a_table_that_is_not_there_and_limits_that_are_none(query, empty_dsn):
     for name in ("a\0b", "a\udc80b"):
         with pytest.raises(LogsluiceError, match="is no name of a table"):
             query.logs(table=name)
-    for wrong in (0, "5"):
+    for wrong in (0, "5", True, 10**19):
         with pytest.raises(LogsluiceError, match="must be a whole number from 1 on"):
             query.logs(limit=wrong)
+
+
+def test_arguments_that_are_none_are_said(query):
+    for key in (5, (1, 2)):
+        with pytest.raises(LogsluiceError, match="after and before take a record, its key or its id"):
+            query.logs(before=key)
+    with pytest.raises(LogsluiceError, match="before the year 1"):
+        query.logs(since=timedelta(days=10**6))
 
 
 def test_rows_that_somebody_else_inserted(dsn, conn):
@@ -398,8 +406,10 @@ def test_named_queries_of_messages_and_users(conn, query):
         {"user_id": "u1", "session_id": "s1", **done},
         {"user_id": "u1", "session_id": "s2", **done},
         {"user_id": "u2", "session_id": "s2", **done},
+        {"user_id": "7", "session_id": "s3", **done},
         table="activity",
     )
+    assert [one.seq for one in query.user(7)] == [3]
     assert [one.seq for one in query.user("u1")] == [1, 0]
     assert [one.seq for one in query.user("u1", session_id="s1")] == [0]
     assert [one.seq for one in query.session("s2", limit=1)] == [2]
