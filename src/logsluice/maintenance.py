@@ -83,7 +83,7 @@ def run(
 @contextlib.contextmanager
 def leading(conn: psycopg.Connection[Any], schema: str, *, needed: bool) -> Iterator[bool]:
     """Take the lock of rule 6 if nobody has it; tell whether we may work. The owner's session finds no planted name."""
-    conn.execute("SET search_path = pg_catalog, pg_temp; SET timezone = 'UTC'", prepare=False)
+    conn.execute("SET search_path = pg_catalog, pg_temp; SET timezone = 'UTC'; SET datestyle = 'ISO'", prepare=False)
     key, lock = f"logsluice maintain {schema}", "SELECT pg_{}advisory_{}lock(hashtextextended(%s::text, 0))"
     mine = not needed or conn.execute(lock.format("try_", ""), [key], prepare=False).fetchone() == (True,)
     try:
@@ -92,7 +92,7 @@ def leading(conn: psycopg.Connection[Any], schema: str, *, needed: bool) -> Iter
         if not conn.closed:
             if needed and mine:
                 conn.execute(lock.format("", "un"), [key], prepare=False)
-            conn.execute("RESET search_path; RESET timezone", prepare=False)
+            conn.execute("RESET search_path; RESET timezone", prepare=False)  # datestyle stays: psycopg reads no other
 
 
 _TABLES = """

@@ -6,10 +6,12 @@ import os
 import signal
 import subprocess
 import sys
+from datetime import datetime, timezone
 
 import psycopg
 import pytest
 
+from logsluice import maintenance
 from logsluice.cli import main
 from support.howto import Service, environment
 from support.processes import until
@@ -32,6 +34,23 @@ def stored(dsn):
         )  # more than a pipe's 64 KiB, the first row alone as well
         conn.execute("UPDATE logsluice.logs SET message = repeat('row ', 50000) WHERE seq = 1")
     return dsn
+
+
+def test_a_database_that_writes_times_otherwise(dsn, capsys):
+    """Whoever set DateStyle for all of a server is no reason for a command to fail, nor for maintenance inside a program."""
+    with psycopg.connect(dsn, autocommit=True) as conn:
+        conn.execute("SELECT logsluice.make_partitions(now() - interval '4 days', now())")
+        conn.execute("INSERT INTO logsluice.logs (ts, level, stream, seq) VALUES (now(), 20, 1, 1)")
+        conn.execute("INSERT INTO logsluice.hold (name, reason, starts) VALUES ('h', 'r', now())")
+        conn.execute(f"ALTER DATABASE {conn.info.dbname} SET datestyle = 'German'")
+    for argv in (
+        ["migrate", "--plan"], ["prune", "--keep", "2d", "--yes"], ["maintain", "--once", "--keep", "*=1d"], ["partitions"],
+        ["forget", "--user", "u"], ["top", "--once"], ["streams"], ["dead", "list"], ["doctor"],
+    ):  # fmt: skip
+        assert main([*argv, "--dsn", dsn]) in {0, 1}, argv
+        assert "bug" not in capsys.readouterr().err
+    with psycopg.connect(dsn, autocommit=True) as conn:
+        maintenance.run(conn, now=datetime.now(timezone.utc))
 
 
 @pytest.mark.parametrize("args", READING.values(), ids=READING)

@@ -17,7 +17,7 @@ from psycopg import conninfo
 from logsluice.cli.arguments import utf8
 from logsluice.columns import quote
 from logsluice.errors import ConfigError, LogsluiceError
-from logsluice.sinks.link import MISREAD, misread
+from logsluice.sinks.link import MISREAD, misread, read_times
 from logsluice.types import LONGEST, UNITS
 
 if TYPE_CHECKING:
@@ -69,7 +69,9 @@ def connect(args: argparse.Namespace) -> psycopg.Connection[Any]:
     """Connect where the arguments or the environment say, with autocommit. Raises one line without a secret."""
     where = dsn(args)
     try:
-        return psycopg.connect(where, autocommit=True)
+        conn = psycopg.connect(where, autocommit=True)
+        read_times(conn)
+        return conn
     except psycopg.Error as error:
         text, given = one_line(str(error)), conninfo.conninfo_to_dict(where)
         for secret in SECRETS:

@@ -20,7 +20,7 @@ from logsluice.columns import quote
 from logsluice.doctor import FAIL, Finding
 from logsluice.errors import ConfigError
 from logsluice.sinks.failures import first_line
-from logsluice.sinks.link import LimitedConnection, check_dsn, resolve_dsn
+from logsluice.sinks.link import LimitedConnection, check_dsn, read_times, resolve_dsn
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -131,6 +131,7 @@ def connect(settings: PostgresSettings) -> LimitedConnection | Finding:
         ours["connect_timeout"] = LIMIT
     try:
         conn = LimitedConnection.connect(autocommit=True, prepare_threshold=None, **{**ours, **given})
+        read_times(conn)
     except psycopg.Error as error:
         return cause(str(error), given)
     conn.limit = LIMIT

@@ -233,6 +233,12 @@ def described(settings: PostgresSettings) -> dict[str, str]:
     return {key: str(value) for key, value in found.items()}
 
 
+def read_times(conn: psycopg.Connection[Any]) -> None:
+    """Have a reader's session write times as ISO, as psycopg reads them: a database may say another DateStyle."""
+    if not (conn.info.parameter_status("DateStyle") or "").startswith("ISO"):
+        conn.execute("SET datestyle = 'ISO'")  # of the few settings that poolers keep for each of their clients
+
+
 def misread(dsn: str, parameters: Mapping[str, Any]) -> bool:
     """Whether an odd character of a password seems to have ended it early: the rest would be shown as the host."""
     if "://" not in dsn:
