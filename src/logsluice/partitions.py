@@ -108,9 +108,14 @@ def _make(
 
 
 def settings(conn: psycopg.Connection[Any], lock_timeout: str) -> None:
-    """All that a transaction here needs; READ COMMITTED, to see what others made while we waited for a lock."""
+    """
+    All that a transaction here needs; READ COMMITTED, to see what others made while we waited for a lock.
+
+    standard_conforming_strings: make_partitions reads bounds by a regular expression, whose backslashes it would lose.
+    """
     conn.execute(
         "SET TRANSACTION ISOLATION LEVEL READ COMMITTED; SET LOCAL search_path = pg_catalog, pg_temp; "
+        "SET LOCAL standard_conforming_strings = on; "
         f"SET LOCAL timezone = 'UTC'; SET LOCAL datestyle = 'ISO'; SET LOCAL lock_timeout = '{lock_timeout}'; "
         f"SET LOCAL idle_in_transaction_session_timeout = '{IDLE_LIMIT}'",
         prepare=False,

@@ -37,6 +37,7 @@ _SETTINGS = """
     SET LOCAL lock_timeout = '10s';
     SET LOCAL idle_in_transaction_session_timeout = '10s';
     SET LOCAL search_path = pg_catalog, pg_temp;
+    SET LOCAL standard_conforming_strings = on;
 """
 # The version that a writer needs. What came later serves the commands alone: a program that is updated before its
 # database, or while pg_dump holds the table that a file alters, must not stop storing.
