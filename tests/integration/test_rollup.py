@@ -15,6 +15,7 @@ import pytest
 from logsluice import deadletters, erasure, maintenance, partitions, reports, retention, rollup, schema
 from logsluice.cli import main
 from logsluice.errors import ConfigError, LogsluiceError
+from logsluice.query import Query
 from support.processes import until
 from support.shop import LIMIT, Shop, writer
 
@@ -72,6 +73,12 @@ def counted(conn):
 
 def maintain(conn, given, now=NOW):
     return maintenance.run(conn, rules=retention.rules_from(given), now=now)
+
+
+def test_its_column_is_no_part_of_a_record(conn):
+    put(conn)
+    (found,) = Query(conn).logs()
+    assert (found.message, found.fields) == ("é", {})
 
 
 def test_it_says_what_the_rows_say_before_they_are_counted_and_after(conn):
