@@ -237,7 +237,7 @@ class Pruning:
             now = partitions.listed(conn, run.schema, self.table.name)
             return any(one.state == "pending" for one in now)
         gone.partitions.append(part.name)
-        gone.partition_rows += part.rows
+        gone.partition_rows += 0 if emptied else part.rows  # those of an emptied one were counted as they went
         gone.size += part.size
         return False
 
