@@ -193,6 +193,13 @@ def test_a_checksum_that_nobody_recorded_is_told_and_no_trouble(older, capsys):
     assert "  0001_schema        applied, checksum not recorded" in capsys.readouterr().out
 
 
+def test_the_plan_says_that_a_later_logsluice_was_here(dsn, capsys):
+    with connect(dsn) as conn:
+        conn.execute("INSERT INTO logsluice.version (version, name) VALUES (1000, '1000_later')")
+    assert logsluice("migrate", "--dsn", dsn, "--plan") == 0
+    assert "nothing to apply: a later logsluice made these tables" in capsys.readouterr().out
+
+
 def test_grants_are_printed_not_given(empty_dsn):
     with pytest.raises(ConfigError, match="--sql"):
         logsluice("migrate", "--dsn", empty_dsn, "--grant-to", "somebody")

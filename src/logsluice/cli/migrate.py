@@ -120,7 +120,12 @@ def _plan(conn: psycopg.Connection[Any], args: argparse.Namespace, where: str) -
         print(f"refused: {other}")
         return 1
     if not wanted:
-        print("nothing to apply")
+        newer = schema.version(conn, args.schema) > steps[-1].file.number
+        print(
+            "nothing to apply: a later logsluice made these tables, and this one goes on"
+            if newer
+            else "nothing to apply"
+        )
     elif refusal:
         print(f"{refusal}; have its owner run the output of `{_sql(conn, args)}`")
         return 1
