@@ -84,7 +84,7 @@ class Query:
     `where`: a libpq string or URI, for a pool of its own that the first call opens (at most 4 connections; `close` ends
     it); a `psycopg_pool.ConnectionPool`; or a `psycopg.Connection` that is in no transaction. `statement_timeout`:
     seconds a statement may take, None for ever. `zone`: of dates and times in filters that do not say theirs. Raises
-    `ConfigError` for a dsn that libpq cannot read.
+    `ConfigError` for arguments that cannot be right, such as a dsn that libpq cannot read.
 
     A call blocks for at most 10 s for a connection, and for `statement_timeout`. It raises `grammar.FilterError` for a
     filter that cannot be read, `LogsluiceError` for a table that is not there, an id that is none, or what took too
@@ -100,6 +100,8 @@ class Query:
             raise ConfigError(
                 f"statement_timeout must be 0.001 to 2,000,000 seconds, or None for no limit, got {statement_timeout!r}"
             )
+        if not isinstance(where, (str, ConnectionPool, psycopg.Connection)):  # above all None, of an environment
+            raise ConfigError(f"where must be a libpq string, a ConnectionPool or a Connection, got {where!r:.100}")
         self.schema, self.zone = schema, zone
         self._timeout = statement_timeout
         self._owned = isinstance(where, str)

@@ -277,6 +277,11 @@ def test_a_wrong_dsn_is_said_without_its_password():
     assert "cret" not in str(raised.value)
 
 
+def test_no_dsn_is_said():
+    with pytest.raises(ConfigError, match="must be a libpq string, a ConnectionPool or a Connection, got None"):
+        Query(None)
+
+
 def test_no_server_is_said(monkeypatch):
     monkeypatch.setattr(module, "CONNECT_SECONDS", 0.1)
     with Query("host=/nowhere") as query, pytest.raises(LogsluiceError, match="no connection to the database within"):
