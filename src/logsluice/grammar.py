@@ -153,9 +153,10 @@ def _read(found: re.Match[str], zone: tzinfo) -> datetime:
         offset = timedelta(hours=int(hours), minutes=int(minutes))
         zone = timezone(-offset if sign == "-" else offset)
     micro = int((fraction or "0")[:6].ljust(6, "0"))
-    return datetime(
-        day_alone.year, day_alone.month, day_alone.day, int(hour or 0), int(minute or 0), int(second or 0), micro, zone
-    )
+    leap = second == "60"  # RFC 3339 has leap seconds; PostgreSQL, too, takes one for the second after it
+    whole = int(second or 0) - leap
+    at = datetime(day_alone.year, day_alone.month, day_alone.day, int(hour or 0), int(minute or 0), whole, micro, zone)
+    return at + timedelta(seconds=leap)
 
 
 def _named(given: str) -> str:

@@ -151,6 +151,7 @@ PARIS = ZoneInfo("Europe/Paris")
         ("2026-11-22 09:00:01", datetime(2026, 11, 22, 8, 0, 1, tzinfo=timezone.utc)),
         ("2026-11-22T09:00:01.5Z", datetime(2026, 11, 22, 9, 0, 1, 500_000, tzinfo=timezone.utc)),
         ("2026-11-22t09:00:01.123456789-02:30", datetime(2026, 11, 22, 11, 30, 1, 123_456, tzinfo=timezone.utc)),
+        ("2016-12-31T23:59:60.5Z", datetime(2017, 1, 1, 0, 0, 0, 500_000, tzinfo=timezone.utc)),
         ("1764000000", datetime(2025, 11, 24, 16, tzinfo=timezone.utc)),
     ],
 )
