@@ -111,12 +111,16 @@ def read(where: psycopg.Connection[Any] | str, trace_id: str, *, schema: str = "
     import psycopg  # noqa: PLC0415 - with the first read: importing this module costs no driver
     from psycopg.rows import tuple_row  # noqa: PLC0415 - as above
 
+    from logsluice.sinks.link import read_times  # noqa: PLC0415 - as above
+
     query = (
         "SELECT depth, kind, ts, ended, name, status, level, message, span_id, parent_id, service, exc_text, "
         f"attributes, stream, seq FROM {quote(schema)}.trace(%s::text)"
     )
     with contextlib.ExitStack() as stack:
         conn = stack.enter_context(psycopg.connect(where, autocommit=True)) if isinstance(where, str) else where
+        if conn is not where:
+            read_times(conn)
         try:
             rows = conn.cursor(row_factory=tuple_row).execute(query, [trace_id]).fetchall()
         except (psycopg.errors.UndefinedFunction, psycopg.errors.InvalidSchemaName) as error:

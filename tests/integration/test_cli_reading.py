@@ -11,7 +11,7 @@ from datetime import datetime, timezone
 import psycopg
 import pytest
 
-from logsluice import maintenance
+from logsluice import maintenance, traces
 from logsluice.cli import main
 from support.howto import Service, environment
 from support.processes import until
@@ -40,7 +40,7 @@ def test_a_database_with_settings_of_its_own(dsn, capsys):
     """Whoever set them for all of a server is no reason for a command to fail, nor for maintenance inside a program."""
     with psycopg.connect(dsn, autocommit=True) as conn:
         conn.execute("SELECT logsluice.make_partitions(now() - interval '4 days', now())")
-        conn.execute("INSERT INTO logsluice.logs (ts, level, stream, seq) VALUES (now(), 20, 1, 1)")
+        conn.execute("INSERT INTO logsluice.logs (ts, level, stream, seq, trace_id) VALUES (now(), 20, 1, 1, 'ab')")
         conn.execute("INSERT INTO logsluice.hold (name, reason, starts) VALUES ('h', 'r', now())")
         conn.execute(f"ALTER DATABASE {conn.info.dbname} SET datestyle = 'German'")
         conn.execute(f"ALTER DATABASE {conn.info.dbname} SET standard_conforming_strings = off")
@@ -52,6 +52,7 @@ def test_a_database_with_settings_of_its_own(dsn, capsys):
         assert "bug" not in capsys.readouterr().err
     with psycopg.connect(dsn, autocommit=True) as conn:
         maintenance.run(conn, now=datetime.now(timezone.utc))
+    assert traces.read(dsn, "ab").items
 
 
 @pytest.mark.parametrize("args", READING.values(), ids=READING)
