@@ -61,6 +61,8 @@ def test_pretty_is_as_tail_shows_it_oldest_first(run, monkeypatch):
     assert run("--tz", "Asia/Kathmandu", "paid").out.startswith(there)
     monkeypatch.setenv("TZ", "Asia/Kathmandu")
     assert run("--tz", "local", "paid").out.startswith(there)
+    monkeypatch.setenv("TZ", ":Asia/Kathmandu")
+    assert run("--tz", "local", "paid").out.startswith(there)
 
 
 def test_the_newest_and_all_of_them(run):
@@ -92,6 +94,14 @@ def test_wrong_usage(args, capsys):
         main(["query", *args])
     assert ended.value.code == 2
     assert args[-1] in capsys.readouterr().err
+
+
+def test_a_zone_of_the_environment_that_is_none_is_named(monkeypatch, capsys):
+    monkeypatch.setenv("TZ", "JST-9")
+    with pytest.raises(SystemExit) as ended:
+        main(["query", "--tz", "local"])
+    assert ended.value.code == 2
+    assert "no time zone 'JST-9' here" in capsys.readouterr().err
 
 
 def test_json_and_ndjson(run):

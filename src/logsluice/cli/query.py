@@ -125,7 +125,8 @@ def _zone(text: str) -> dt.tzinfo:
             return dt.timezone.utc
         if text != "local":
             return zoneinfo.ZoneInfo(text)
-        if named := os.environ.get("TZ"):
+        if named := os.environ.get("TZ", "").removeprefix(":"):  # POSIX: a file's name may have a colon before it
+            text = named
             return zoneinfo.ZoneInfo(named)
         with Path("/etc/localtime").open("rb") as file:
             return zoneinfo.ZoneInfo.from_file(file)
