@@ -83,6 +83,11 @@ def test_a_report_is_a_table(conn, shown):
         "12:00   0      1  ##########",
         "12:30   1      1  ####################",
     ]
+    assert shown("stats", "levels", "--by", "20m", *window())[4:] == [  # nothing is no short bar
+        "12:00   0      1  ##########",
+        "12:20   1      1  ####################",
+        "12:40   0      0",
+    ]
     assert shown("stats", "error-rate", "--by", "1h", "--service", "shop", *window())[-1].split() == [
         "12:00", "3", "2", "66.67",
     ]  # fmt: skip

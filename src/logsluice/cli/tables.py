@@ -53,7 +53,7 @@ def table(
     yield paint(_line([column.head for column in beside], beside, sizes, last), "dim", on=colour)
     for number, row in enumerate(rows):
         yield _line([texts[number] for texts in cells[: len(beside)]], beside, sizes, last)
-        for text in [cells[-1][number]] * apart + [visible(text[:MOST]) for text in below(row)]:
+        for text in filter(None, [cells[-1][number]] * apart + [visible(text[:MOST]) for text in below(row)]):
             yield INDENT + cut(text, None if width is None else width - len(INDENT))
 
 
@@ -63,7 +63,9 @@ def _texts(cells: Sequence[str | datetime | None]) -> list[str]:
     day = "" if len({one.date() for one in times}) == 1 else "%m-%d "
     form = day + ("%H:%M:%S" if any(one.second for one in times) else "%H:%M")
     return [
-        one.astimezone(timezone.utc).strftime(form) if isinstance(one, datetime) else visible((one or "-")[:MOST])
+        one.astimezone(timezone.utc).strftime(form)
+        if isinstance(one, datetime)
+        else visible(("-" if one is None else one)[:MOST])
         for one in cells
     ]
 
