@@ -149,6 +149,8 @@ def test_no_rows_are_said_and_no_error(conn, dsn, capsys):
     for args in (["stats"], ["stats", "users"], ["stats", "levels", "-o", "json"], ["streams"]):
         assert main([args[0], "--dsn", dsn, *args[1:]]) == 0
         assert re.match("no (rows|streams)", capsys.readouterr().err), args
+    assert main(["streams", "--dsn", dsn, "--service", "mail"]) == 0
+    assert capsys.readouterr().err == "no streams: no handler of service mail has stored anything here yet\n"
 
 
 @pytest.mark.parametrize("command", ["stats", "top", "streams", "partitions"])

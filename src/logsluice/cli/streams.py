@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from logsluice import reports
 from logsluice.cli import common, tables
 from logsluice.cli.arguments import rows_wanted, utf8
-from logsluice.cli.output import say_anything, wants_colour
+from logsluice.cli.output import say_anything, visible, wants_colour
 from logsluice.cli.stats import as_json
 from logsluice.cli.tables import Column
 
@@ -60,5 +60,6 @@ def run(args: argparse.Namespace) -> int:
     elif found:
         print("\n".join(tables.table(COLUMNS, found, tables.screen(), below=_below, colour=wants_colour(sys.stdout))))
     if not found:
-        print("no streams: no handler has stored anything here yet", file=sys.stderr)
+        of = "no handler" if args.service is None else f"no handler of service {visible(args.service)}"
+        print(f"no streams: {of} has stored anything here yet", file=sys.stderr)
     return 0
