@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from logsluice.cli import main
 
 NAMES = st.sampled_from([
-    "", "logsluice", 'a"b', "a'b", "a.b", "%s", "é" * 40, "x" * 200, "pg_catalog", "a b", "{}", "\x1b[31m", "logs", "\\", "日本",
+    "", "logsluice", 'a"b', "a'b", "a.b", "%s", "é" * 40, "x" * 200, "pg_catalog", "a b", "{}", "\x1b[31m", "logs", "\\", "日本", "\udcff",
 ])  # fmt: skip
 FILTERS = st.sampled_from([
     "", "level>=error", "level!=99999999999", 'logger="%s"', "message~=(((", "message~~=\\\\", "attributes.a.b.c>1e99", "line=" + "9" * 30,

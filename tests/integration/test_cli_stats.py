@@ -171,6 +171,7 @@ def test_a_missing_table_is_explained(command, empty_dsn, capsys):
         ["stats", "-n", "100001"], ["stats", "-n", "１"], ["stats", "--timeout", "nan"], ["stats", "--timeout", "0"],
         ["stats", "--service", "\udcff"], ["stats", "--schema", "\udcff"], ["streams", "-n", "x"],
         ["top", "--every", "0"], ["top", "--every", "-1"], ["partitions", "\udcff"], ["version", "more"],
+        ["trace", "\udcff"],
     ],
     ids=lambda args: ascii(" ".join(args)),
 )  # fmt: skip

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from logsluice import traces
 from logsluice.cli import common, pager
+from logsluice.cli.arguments import utf8
 from logsluice.cli.output import INDENT, name, paint, say_anything, split, visible, wants_colour
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 def register(commands: common.Commands) -> None:
     """Add the command."""
     parser = commands.add_parser("trace", help="show one trace as a tree, with its log records")
-    parser.add_argument("trace_id", metavar="ID", help="trace_id of a row in `logs` or `spans`")
+    parser.add_argument("trace_id", type=utf8, metavar="ID", help="trace_id of a row in `logs` or `spans`")
     common.add_dsn(parser)
     pager.add_option(parser)
     parser.set_defaults(run=run, failed=2)
