@@ -410,7 +410,7 @@ def test_pgbouncer(installation, tmp_path, monkeypatch, capsys):
             shop.log(20)
             assert shop.flush()
             shop.check()
-        assert main(["maintain", "--once", "--keep", "*=30d", "--dsn", bouncer.dsn]) == 1
+        assert main(["maintain", "--once", "--keep", "*=30d", "--dsn", bouncer.dsn]) == 2
         assert capsys.readouterr().err == SHOWN["maintain"]
 
 

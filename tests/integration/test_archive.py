@@ -380,10 +380,10 @@ def test_a_manifest_cannot_reach_watermarks_nor_run_sql(archived, conn, capsys):
     assert main(["restore", str(path)]) == 1
     assert "no table" in capsys.readouterr().err
     capsys.readouterr()
-    assert main(["restore", str(archived), "--into", "x" * 64]) == 1
+    assert main(["restore", str(archived), "--into", "x" * 64]) == 2
     assert "--into: 'xxxx" in capsys.readouterr().err
     for own in ("stream", "version", "hold", "logs_hourly", "logs_hourly_state"):
-        assert main(["restore", str(archived), "--into", own]) == 1
+        assert main(["restore", str(archived), "--into", own]) == 2
         assert f"{own!r} is logsluice's own table" in capsys.readouterr().err
     columns = [{**one, "type": "text); DROP SCHEMA logsluice CASCADE; --"} for one in values["columns"]]
     path.write_text(json.dumps({**values, "columns": columns}))
@@ -418,24 +418,24 @@ def test_one_at_a_time(archived, dsn, capsys):
 
 
 @pytest.mark.parametrize(
-    ("argv", "message"),
+    ("argv", "status", "message"),
     [
-        (["maintain", "--once", "--format", "jsonl"], "--archive"),
-        (["maintain", "--once", "--format", "jsonl", "--rules", "rules.json"], "is a directory or URL"),
-        (["maintain", "--once", "--archive", "nowhere://x"], "cannot be used"),
-        (["archive", "nowhere://user:secret@x"], "cannot be used"),
-        (["restore", "/nowhere"], "no archive in /nowhere: name what"),
-        (["restore", "/nowhere/x.parquet"], "cannot be read"),
-        (["archive", "."], "is no table of logs"),
-        (["archive", "~nobody-here"], "is no directory"),
-        (["restore", ""], "is a directory's path or a URL"),
+        (["maintain", "--once", "--format", "jsonl"], 2, "--archive"),
+        (["maintain", "--once", "--format", "jsonl", "--rules", "rules.json"], 2, "is a directory or URL"),
+        (["maintain", "--once", "--archive", "nowhere://x"], 2, "cannot be used"),
+        (["archive", "nowhere://user:secret@x"], 2, "cannot be used"),
+        (["restore", "/nowhere"], 1, "no archive in /nowhere: name what"),
+        (["restore", "/nowhere/x.parquet"], 1, "cannot be read"),
+        (["archive", "."], 1, "is no table of logs"),
+        (["archive", "~nobody-here"], 2, "is no directory"),
+        (["restore", ""], 2, "is a directory's path or a URL"),
     ],
 )
-def test_what_is_wrong_is_said(dsn, argv, message, capsys, tmp_path, monkeypatch):
+def test_what_is_wrong_is_said(dsn, argv, status, message, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("rules.json").write_text('{"archive": 5}')
     more = ["--table", "nothing"] if argv == ["archive", "."] else []
-    assert main([*argv, "--dsn", dsn, *more]) == 1
+    assert main([*argv, "--dsn", dsn, *more]) == status
     told = capsys.readouterr().err
     assert message in told
     assert "secret" not in told

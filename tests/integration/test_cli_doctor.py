@@ -358,8 +358,8 @@ def test_two_handlers_on_one_table(dsn, tmp_path):
 
 
 def test_arguments_that_do_not_go_together(capsys):
-    assert main(["doctor", "--logger", "x"]) == 1
-    assert main(["doctor", "--config", "x.json", "--dsn", ""]) == 1
+    assert main(["doctor", "--logger", "x"]) == 2
+    assert main(["doctor", "--config", "x.json", "--dsn", ""]) == 2
     out, err = capsys.readouterr()
     assert out == ""
     assert len(err.splitlines()) == 2

@@ -212,7 +212,7 @@ def test_nothing_is_sent_again_after_it(dsn, conn):
 
 @pytest.mark.parametrize("argv", [[], ["--user", ""], ["x"], ["=7"], ["x="]])
 def test_without_a_value_nothing_is_asked(argv, capsys):
-    assert main(["forget", "--dsn", "host=/nowhere", *argv, "--yes"]) == 1
+    assert main(["forget", "--dsn", "host=/nowhere", *argv, "--yes"]) == 2
     assert "COLUMN=VALUE" in capsys.readouterr().err
     with pytest.raises(ConfigError):
         erasure.erase(None, {})

@@ -32,7 +32,7 @@ def printed(capsys, tmp_path):
 
 
 def refused(capsys, *argv):
-    assert main(["preset", "logrotate", *argv]) == 1
+    assert main(["preset", "logrotate", *argv]) == 2
     return capsys.readouterr().err
 
 

@@ -192,7 +192,7 @@ def test_wrong_usage(args, capsys):
     ],
 )
 def test_times_that_cannot_be(args, why, dsn, capsys):
-    assert main(["stats", "--dsn", dsn, *args]) == 1
+    assert main(["stats", "--dsn", dsn, *args]) == 2
     assert why in capsys.readouterr().err
 
 

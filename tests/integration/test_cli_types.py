@@ -56,5 +56,5 @@ def test_it_prints_what_the_module_declares_and_no_more(capsys):
 )
 def test_bad_input_says_what_to_change(name, text, capsys, monkeypatch):
     monkeypatch.setattr("logsluice.types.known", {})
-    assert main(["types", name]) == 1
+    assert main(["types", name]) == 2
     assert text in capsys.readouterr().err

@@ -116,12 +116,12 @@ def test_options_of_the_command(conn, dsn, tmp_path, capsys, monkeypatch):
     ],
 )
 def test_what_is_wrong_is_said_before_anything_is_done(argv, message, capsys):
-    assert main(["maintain", "--dsn", "host=/nowhere", "--once", *argv]) == 1
+    assert main(["maintain", "--dsn", "host=/nowhere", "--once", *argv]) == 2
     assert message in capsys.readouterr().err
 
 
 def test_never_without_a_pause(capsys):
-    assert main(["maintain", "--dsn", "host=/nowhere", "--every", "0m"]) == 1
+    assert main(["maintain", "--dsn", "host=/nowhere", "--every", "0m"]) == 2
     assert "at least 1 minute" in capsys.readouterr().err
 
 

@@ -15,7 +15,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from logsluice.cli import pager
-from logsluice.errors import LogsluiceError
+from logsluice.errors import ConfigError, LogsluiceError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -46,6 +46,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             return status
     except LogsluiceError as error:
         print(f"logsluice: {error}", file=sys.stderr)
+        if isinstance(error, ConfigError):  # of arguments
+            return 2
         return int(getattr(args, "failed", 1))  # of what ends as grep does 1 says that nothing was found
     except BrokenPipeError:  # `logsluice tail | head` closes our output early: that is not an error
         sys.stderr.close()
