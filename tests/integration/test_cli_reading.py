@@ -87,6 +87,24 @@ def test_a_reader_that_was_never_there_is_no_error(args):
     assert (done.stderr, done.returncode) == (b"", 0)
 
 
+@pytest.mark.parametrize(
+    ("shell", "said", "status"),
+    [
+        (">&-", b"", 0),
+        (">/dev/full", b"logsluice: [Errno 28] No space left on device\n", 2),
+        (">/dev/full 2>&-", b"", 2),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_an_output_that_takes_nothing(shell, said, status, unbuffered, stored):
+    """Closed, or on a full disk: neither is a bug of ours, and what would go to stderr does not go there instead."""
+    done = subprocess.run(
+        ["sh", "-c", f'exec "$@" {shell}', "sh", sys.executable, "-m", "logsluice", "query", "-n", "2"],
+        env=environment(PYTHONUNBUFFERED=unbuffered, LOGSLUICE_DSN=stored), capture_output=True, timeout=LIMIT, check=False,
+    )  # fmt: skip
+    assert (done.stdout, done.stderr, done.returncode) == (b"", said, status)
+
+
 @pytest.mark.parametrize(("how", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, -signal.SIGTERM)])
 def test_following_ends_quietly(stored, tmp_path, how, status):
     with Service("logsluice tail -f -n 1 -o raw", tmp_path, LOGSLUICE_DSN=stored) as service:

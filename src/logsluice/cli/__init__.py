@@ -12,6 +12,7 @@ import importlib
 import importlib.metadata
 import os
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from logsluice.cli import pager
@@ -37,22 +38,30 @@ def main(argv: Sequence[str] | None = None) -> int:
     0: it did what was asked; 1: not; 2: wrong usage; 130: Ctrl-C; 70: a bug. query, tail, show and trace end as grep
     does: 1 when nothing was found, 2 for any other failure.
     """
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed before we began (`>&-`): a connection must not get its number
+            setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115 - until the process ends
     args = parser().parse_args(argv)
+    failed = int(getattr(args, "failed", 1))  # of what ends as grep does 1 says that nothing was found
     try:
         with pager.paged(args):
             status = int(args.run(args))
-            if sys.stdout is not None:  # None: it was closed before we began
-                sys.stdout.flush()  # here, where the BrokenPipeError of `| head` is expected
+            sys.stdout.flush()  # here, where the BrokenPipeError of `| head` is expected
             return status
     except LogsluiceError as error:
         print(f"logsluice: {error}", file=sys.stderr)
-        if isinstance(error, ConfigError):  # of arguments
-            return 2
-        return int(getattr(args, "failed", 1))  # of what ends as grep does 1 says that nothing was found
+        return 2 if isinstance(error, ConfigError) else failed  # ConfigError: of an argument
     except BrokenPipeError:  # `logsluice tail | head` closes our output early: that is not an error
         sys.stderr.close()
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # at exit it is flushed once more: no failure, which would be 120
+        _drop_output()
         return 0
+    except OSError as error:  # above all a full disk, of what stdout goes to
+        print(f"logsluice: {error}", file=sys.stderr)
+        try:
+            sys.stdout.flush()
+        except OSError:
+            _drop_output()
+        return failed
     except KeyboardInterrupt:
         return 130
     except Exception as error:
@@ -65,6 +74,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return BUG
+
+
+def _drop_output() -> None:
+    """Send nowhere what was not written: at exit it is flushed once more, and a failure then would be status 120."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 def parser() -> argparse.ArgumentParser:
