@@ -228,13 +228,13 @@ def test_top_once(conn, shown):
         "INSERT INTO logsluice.message_event (ts, job_id, channel, status, attempts, priority, error_message, stream, "
         "seq) VALUES (%s, 'job-1', 'email', 'failed', 3, 1, 'mailbox full', 1, 1)", [now],
     )  # fmt: skip
-    sender(conn, 7, dropped=20, dead=1)
+    sender(conn, 7, offered=1031, dropped=20, dead=1)
     sender(conn, 8, updated=now - timedelta(hours=2))  # not active
     lines = shown("top", "--once", "--every", "0.1")
     assert lines[0].startswith("logsluice top  ")
     assert lines[0].endswith(" UTC, every 0.1 s")
-    assert lines[2].split() == ["stored/s", "stored", "dropped", "dead", "last", "process"]
-    assert re.fullmatch(r" +0   1,000 +20 +1 +\d+ \w+  shop 2\.1 web:7", lines[3])
+    assert lines[2].split() == ["waiting", "stored/s", "stored", "dropped", "dead", "last", "process"]
+    assert re.fullmatch(r" +10 +0   1,000 +20 +1 +\d+ \w+  shop 2\.1 web:7", lines[3])
     assert lines[4:8] == ["", "records of the last 5 minutes", "INFO  WARNING  ERROR  CRITICAL",
                           "   0        0      7         0"]  # fmt: skip
     assert lines[9] == "last errors"
@@ -250,7 +250,7 @@ def test_the_rate_is_of_the_time_between_two_looks():
     before = top.Look(clock=10.0, now=NOON, streams=[old], levels=[], errors=[], failed=[])
     streams = [begun, dataclasses.replace(old, stored=1500), dataclasses.replace(old, stream=9)]
     now = dataclasses.replace(before, clock=12.0, now=NOON + timedelta(seconds=2), streams=streams)
-    assert [line.split()[:2] for line in top.page(before, now, "", None, None)[3:6]] == [
+    assert [line.split()[1:3] for line in top.page(before, now, "", None, None)[3:6]] == [
         ["250", "1,500"], ["40", "80"], ["0", "1,000"],
     ]  # fmt: skip
 

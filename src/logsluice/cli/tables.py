@@ -42,13 +42,14 @@ def table(
     *,
     below: Callable[[Any], Iterable[str]] = lambda _row: (),
     colour: bool = False,
+    least: int = LEAST,
 ) -> Iterator[str]:
     """Yield the lines, safe for a terminal: the heads, then each row, with what is `below` it, indented."""
     rows = list(rows)
     cells = [_texts([column.cell(row) for row in rows]) for column in columns]
     sizes = [max(map(columns_of, (column.head, *texts))) for column, texts in zip(columns, cells, strict=True)]
     last = None if width is None else width - sum(sizes[:-1]) - 2 * len(sizes[:-1])
-    apart = last is not None and last < min(LEAST, sizes[-1])
+    apart = last is not None and last < min(least, sizes[-1])
     beside = columns[:-1] if apart else columns
     yield paint(_line([column.head for column in beside], beside, sizes, last), "dim", on=colour)
     for number, row in enumerate(rows):

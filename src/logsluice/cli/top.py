@@ -3,10 +3,10 @@
 
     logsluice top  logs@localhost  2026-11-22 09:01:02 UTC, every 5 s
 
-    stored/s   stored  dropped  dead  last  process
-       1,204  801,332        0     0   1 s  shop 2.1 web-1:4242
+    waiting  stored/s   stored  dropped  dead  last  process
+        310     1,204  801,332        0     0   1 s  shop 2.1 web-1:4242
 
-What waits in a program is not known here: `handler.stats()` in the program says it, `logsluice journal` of a journal.
+What waits is known as of the last batch; `handler.stats()` says it now, `logsluice journal` of a journal.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ _SPAN = timedelta(minutes=5)  # of the counts by level: what happens now, and en
 _ACTIVE = timedelta(hours=1)  # a stream that stored nothing for so long is not shown
 _LAST = 5  # errors, and failed messages
 _LOW, _LAST_LOW = 30, 3  # of a terminal with so few lines: the streams need some, too
+_PROCESS = 20  # columns for a process, cut: on a line of its own there would be half as many of them
 _LOOK_BACK = timedelta(days=1)  # for these: they are found by indexes, and no partition older than that is read
 _FIRST_LOOK = 1.0  # seconds from the first look to the first page: a rate needs two looks
 _ENTER, _LEAVE = "\x1b[?1049h\x1b[?25l", "\x1b[?25h\x1b[?1049l"  # the terminal's other screen, without a cursor
@@ -140,6 +141,7 @@ def _streams(before: Look, now: Look, room: int | None, width: int | None, on: b
         yield "no stream has stored anything in the last hour"
         return
     columns = [
+        Column("waiting", lambda one: count(one.waiting)),
         Column("stored/s", lambda one: f"{rate(one):,.0f}"),
         Column("stored", lambda one: count(one.stored)),
         Column("dropped", lambda one: count(one.dropped)),
@@ -148,7 +150,7 @@ def _streams(before: Look, now: Look, room: int | None, width: int | None, on: b
         Column("process", who, right=False),
     ]
     fitting = shown if room is None or len(shown) <= room else shown[: max(room - 1, 0)]
-    yield from table(columns, fitting, width, colour=on)
+    yield from table(columns, fitting, width, colour=on, least=_PROCESS)
     if len(fitting) < len(shown):
         yield f"... and {len(shown) - len(fitting)} more: logsluice streams"
 

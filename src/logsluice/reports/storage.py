@@ -54,6 +54,11 @@ class StreamState:
     updated: datetime  # its last batch
     retired: datetime | None  # its journal folder is gone
 
+    @property
+    def waiting(self) -> int:
+        """Records that its process had in hand when it sent its last batch, behind that; 0 where nobody knows."""
+        return max(self.offered - self.dropped - self.stored - self.dead, 0)
+
 
 @report
 def volume(conn: Conn, scope: Scope) -> list[Volume]:
