@@ -65,6 +65,14 @@ def test_pretty_is_as_tail_shows_it_oldest_first(run, monkeypatch):
     assert run("--tz", "local", "paid").out.startswith(there)
 
 
+def test_words_of_the_filter_before_and_behind_options(run):
+    assert run("level=info", "-o", "raw", "paid").out == "order 17 paid\n"
+    assert run("level=info", "-o", "raw", "refused", status=1).out == ""
+    with pytest.raises(SystemExit) as ended:
+        run("level=info", "-o", "raw", "--nonsense")
+    assert ended.value.code == 2
+
+
 def test_the_newest_and_all_of_them(run):
     assert [json.loads(line)["seq"] for line in run("-n", "1", "-o", "ndjson").out.splitlines()] == [2]
     assert [json.loads(line)["seq"] for line in run("-n", "all", "-o", "ndjson").out.splitlines()] == [1, 2]

@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed before we began (`>&-`): a connection must not get its number
             setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115 - until the process ends
-    args = parser().parse_args(argv)
+    args = _parsed(argv)
     failed = int(getattr(args, "failed", 1))  # of what ends as grep does 1 says that nothing was found
     try:
         with pager.paged(args):
@@ -74,6 +74,17 @@ def main(argv: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return BUG
+
+
+def _parsed(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Return the arguments; of a filter also the words behind an option, which argparse leaves: `card -n 5 refused`."""
+    commands = parser()
+    args, left = commands.parse_known_args(argv)
+    if left and (not hasattr(args, "filter") or any(word.startswith("-") for word in left)):
+        commands.error(f"unrecognized arguments: {' '.join(left)}")
+    if left:
+        args.filter += left
+    return args
 
 
 def _drop_output() -> None:
