@@ -12,6 +12,7 @@ import psycopg
 
 from logsluice import holds, maintenance, partitions, rollup
 from logsluice.cli import common
+from logsluice.cli.tables import size
 from logsluice.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -120,9 +121,9 @@ def _table(parts: Sequence[partitions.Partition], held: Mapping[str, str]) -> st
         state = "" if part.state == "attached" else "dropping it was interrupted"
         if part.name in held:
             state = f"kept by the legal hold {held[part.name]!r}"
-        rows.append((part.name, _minute(part.lower), _minute(part.upper), f"~{part.rows:,}", _size(part.size), state))
-    total, size = sum(part.rows for part in parts), sum(part.size for part in parts)
-    rows.append((f"{len(parts)} in all", "", "", f"~{total:,}", _size(size), ""))
+        rows.append((part.name, _minute(part.lower), _minute(part.upper), f"~{part.rows:,}", size(part.size), state))
+    total, room = sum(part.rows for part in parts), sum(part.size for part in parts)
+    rows.append((f"{len(parts)} in all", "", "", f"~{total:,}", size(room), ""))
     widths = [max(len(row[i]) for row in rows) for i in range(6)]
     lines = []
     for row in rows:
@@ -143,12 +144,3 @@ def _for_real(args: argparse.Namespace) -> str:
 
 def _minute(moment: datetime | None) -> str:
     return "the beginning" if moment is None else moment.strftime("%Y-%m-%d %H:%M")
-
-
-def _size(size: float) -> str:
-    """Return bytes as people read them, in binary units."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if size < 1024:
-            return f"{size:.0f} {unit}"
-        size /= 1024
-    return f"{size:.1f} TiB"
