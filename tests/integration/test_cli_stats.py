@@ -189,6 +189,10 @@ def test_wrong_usage(args, capsys):
         (["--by", "1s", "--since", "7d"], "more than 10,000: widen them"),
         (["--since", "0001-01-01"], "leave the years 1 to 9999"),
         (["--by", "999999w"], "leave the years 1 to 9999"),
+        (
+            ["errors", "--rollup", "--since", "2h"],
+            "nothing about errors: only levels, error-rate, services, loggers, volume",
+        ),
     ],
 )
 def test_times_that_cannot_be(args, why, dsn, capsys):

@@ -20,7 +20,7 @@ from logsluice.cli import common, pager
 from logsluice.cli.arguments import moment, rows_wanted, seconds, utf8, width
 from logsluice.cli.output import name, paint, say_anything, visible, wants_colour
 from logsluice.cli.tables import Column, count, screen, share, size, table, text, took
-from logsluice.errors import LogsluiceError
+from logsluice.errors import ConfigError, LogsluiceError
 from logsluice.types import UNITS
 
 if TYPE_CHECKING:
@@ -190,6 +190,8 @@ def register(commands: common.Commands) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print the reports; that there are no rows is said on stderr and is no error."""
     scope = reports.Scope(args.since, args.until, args.service, args.schema, rolled=args.rollup)
+    if args.rollup and args.report not in {None, *_ROLLED}:
+        raise ConfigError(f"the roll-up has nothing about {args.report}: only {', '.join(_ROLLED)}")
     names = (args.report,) if args.report else _ROLLED if args.rollup else _SUMMARY
     asked = Asked(args.by or _fitting(scope), args.n or (_SUMMARY_ROWS if args.report is None else 20))
     scope.buckets(asked.every)  # says what is wrong with --by before it connects
