@@ -20,6 +20,7 @@ SMALL = ("--seconds", "4", "--records", "8000")
 
 # As `python -m logsluice`, with something done before.
 SHIM = "import sys; {}; from logsluice.cli import main; sys.exit(main(sys.argv[1:]))"
+NEVER_COPYING = "from logsluice.cli import demo_watch; demo_watch.Table.copying = lambda self: None"
 WITHOUT_RICH = "sys.modules['rich'] = None"
 
 # A table that lost one row and holds another twice: what the demo must not overlook.
@@ -98,6 +99,15 @@ def test_the_demo_loses_nothing_and_says_so():
     assert "Press Enter" not in done.stdout
     assert "\x1b" not in done.stdout
     assert "\r" not in done.stdout
+
+
+def test_the_shortest_demo_kills_before_all_is_stored_though_no_copy_is_seen():
+    done = run_program(
+        SHIM.format(NEVER_COPYING), args=("demo", "--seconds", "3", "--records", "1000"), timeout=SECONDS
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert in_flight(done.stdout) > 0
+    assert "0 lost, 0 twice" in done.stdout
 
 
 @pytest.mark.parametrize("rich", [True, False], ids=["rich", "without rich"])

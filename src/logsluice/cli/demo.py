@@ -114,7 +114,7 @@ class Story:
         sale = began + self._seconds * shop.SALE_AT
         self._watch(lambda: time.monotonic() >= sale - TICK)
 
-        dark, in_flight = self._kill(sale + AIM_LIMIT)
+        dark, in_flight = self._kill(sale + min(AIM_LIMIT, self._seconds / 3))  # before all is stored
         killed_at, gone = self._screen.now(), time.monotonic()
         self._watch(lambda: time.monotonic() >= gone + OUTAGE, away=True)
         self._server.start()
