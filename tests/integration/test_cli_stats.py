@@ -317,6 +317,15 @@ def test_top_fills_a_screen_again_and_again_and_leaves_it_as_it_was(conn, dsn):
     assert ESC not in "".join(lines)
 
 
+def test_top_leaves_the_terminal_as_it_was_when_it_is_killed(conn, dsn):
+    with on_a_terminal(dsn, "top", "--every", "0.1") as (process, terminal):
+        seen = page_until(terminal, b"\x1b[J")
+        process.send_signal(signal.SIGTERM)
+        seen += page_until(terminal, b"\x1b[?1049l")
+        assert process.wait(READ_SECONDS) == 143
+    assert seen.endswith(b"\x1b[?25h\x1b[?1049l")
+
+
 def test_colour_on_a_terminal_only(conn, dsn):
     log(conn, datetime.now(timezone.utc), message="up")
     with on_a_terminal(dsn, "stats", "services") as (process, terminal):

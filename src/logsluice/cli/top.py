@@ -12,6 +12,7 @@ What waits is known as of the last batch; `handler.stats()` says it now, `logslu
 from __future__ import annotations
 
 import shutil
+import signal
 import sys
 import threading
 import time
@@ -77,6 +78,7 @@ def run(args: argparse.Namespace) -> int:
         never.wait(min(args.every, _FIRST_LOOK))
         try:
             if full:
+                signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # as a shell says it
                 sys.stdout.write(_ENTER)
             while True:
                 now = look(conn, args)
