@@ -279,9 +279,9 @@ def test_a_printed_preset_works_in_its_server(dsn, tmp_path, name, start, option
 # ---- a worker is killed while orders are paid
 
 
-def lose_a_worker(shop, situation):
+def lose_a_worker(shop, situation, *, adopted=False):
     """
-    Nothing is stored twice, and lost is only what the killed worker logged a moment ago.
+    Nothing is stored twice, and lost is only what the killed worker logged a moment ago; nothing when that is `adopted`.
 
     Exactly so: all is stored before the last moments begin, so what the worker logged in them is all that may be lost.
     """
@@ -301,6 +301,8 @@ def lose_a_worker(shop, situation):
         assert until(lambda: shop.workers - old, LIMIT), f"nobody took the place of {victim}: {shop.output}"
         seconds = time.monotonic() - killed
         shop.serve(processes=3)
+    if adopted:  # by the one that took its place, or by its sibling, while they run
+        assert shop.all_stored(), f"nobody adopted the killed worker's records: {shop.output}"
     shop.service.stop()
     last = {order for order, worker in shop.answered.items() if worker == victim} - before
     lost = shop.answered.keys() - stored_ids(shop.dsn).keys()
