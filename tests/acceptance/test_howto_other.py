@@ -156,7 +156,7 @@ def test_celery_loses_only_the_last_moment_of_a_killed_child(dsn, tmp_path):
         paid = shop.paid
         others = {order for order, pid in paid if pid != victim}
         assert until(lambda: others <= stored_ids(dsn).keys(), LIMIT)
-        told = rows(dsn, f"level = 40 AND message LIKE '%pid:{victim} exited with%SIGKILL%'")
+        told = until(lambda: rows(dsn, f"level = 40 AND message LIKE '%pid:{victim} exited with%SIGKILL%'"), LIMIT)
     burst = {order for order, pid in paid if pid == victim and order not in before}
     outcome = judge(
         "Celery prefork, 2 workers, kill -9 of one", dsn, [order for order, _ in paid], seconds=replaced_after,
