@@ -16,7 +16,7 @@ import sys
 import psycopg
 
 from logsluice import schema
-from support.howto import environment
+from support.howto import environment, interruptible
 from support.processes import until
 
 LIMIT = 90  # seconds: a net below waits that take 10 at most, twice the window
@@ -80,6 +80,7 @@ def test_each_row_once_and_late_ones_announced(own_server, tmp_path):
         tail = subprocess.Popen(
             [sys.executable, "-m", "logsluice", "tail", "-f", "-n", "0", "--window", "5", "-o", "ndjson"],
             env=environment(LOGSLUICE_DSN=dsn), stdout=to, stderr=errors, start_new_session=True,
+            preexec_fn=interruptible,
         )  # fmt: skip
     programs = [tail]
 

@@ -101,7 +101,7 @@ def environment(**env):
     return {**os.environ, "PATH": f"{bin_folder}{os.pathsep}{os.environ['PATH']}", "PYTHONFAULTHANDLER": "1", **env}
 
 
-def _interruptible():
+def interruptible():
     """Ctrl-C must reach it: a shell starts its background jobs, us perhaps, with SIGINT ignored."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
@@ -115,7 +115,7 @@ class Service:
         with self.output_path.open("wb") as output:
             self.process = subprocess.Popen(
                 shlex.split(command), cwd=folder, env=environment(**env), stdin=subprocess.DEVNULL,
-                stdout=output, stderr=subprocess.STDOUT, start_new_session=True, preexec_fn=_interruptible,
+                stdout=output, stderr=subprocess.STDOUT, start_new_session=True, preexec_fn=interruptible,
             )  # fmt: skip
 
     @property
