@@ -94,7 +94,9 @@ def test_a_request_and_its_task_are_one_trace(dsn, tmp_path):
         spans = f"SELECT * FROM logsluice.spans WHERE trace_id = '{TRACE}'"
         logs = "SELECT * FROM logsluice.logs WHERE message IN ('order 17 paid', 'order 17 confirmed')"
         # Of each table: they are sent apart, and at the end of this block both programs are killed.
-        assert until(lambda: len(query(dsn, spans)) == len(query(dsn, logs)) == 2, LIMIT), service.output + worker.output
+        assert until(lambda: len(query(dsn, spans)) == len(query(dsn, logs)) == 2, LIMIT), (
+            service.output + worker.output
+        )
     steps = query(dsn, events)
     assert {row["status"] for row in steps} == {"queued", "processing", "sent"}
     assert {row["trace_id"] for row in steps} == {TRACE}
