@@ -255,5 +255,5 @@ def warning(found: Sequence[Restored]) -> str | None:
         return None
     return (
         "these rows are as old as they were: the next `maintain` whose rules name them takes them away again. "
-        "A row in logsluice.hold keeps them, or restore them --into a table of their own"
+        "A row in the table `hold` keeps them, or restore them --into a table of their own"
     )

@@ -340,7 +340,7 @@ def test_restore_chooses_by_table_time_and_file(archived, conn, now, capsys):
     edge = f"{now - 11 * DAY:%Y-%m-%dT%H:%M:%SZ}"
     assert main(["restore", str(archived), "--since", edge, "--until", f"{now - 10.5 * DAY:%Y-%m-%dT%H:%M:%SZ}"]) == 0
     assert messages(conn) == ["11"]
-    assert "takes them away again" in capsys.readouterr().err
+    assert "takes them away again. A row in the table `hold` keeps them" in capsys.readouterr().err
     assert main(["restore", str(archived), "--table", "spans"]) == 1
     assert "no archive of that table" in capsys.readouterr().err
     one = files(archived)[0]
