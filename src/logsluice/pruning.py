@@ -221,7 +221,6 @@ class Pruning:
             run.report.held.append(f"{part.name}: {held}")
             self._rows(part.full_name, part.lower, part.upper, all_due=True)
             return False
-        gone = self.gone[-1]
         try:
             if attached:
                 self._look(part, emptied=emptied)
@@ -236,10 +235,14 @@ class Pruning:
             run.report.skipped.append(f"{part.name} is not dropped, it is tried again next time: {reason(error)}")
             now = partitions.listed(conn, run.schema, self.table.name)
             return any(one.state == "pending" for one in now)
-        gone.partitions.append(part.name)
-        gone.partition_rows += 0 if emptied else part.rows  # those of an emptied one were counted as they went
-        gone.size += part.size
+        self._went(part, 0 if emptied else part.rows)  # those of an emptied one were counted as they went
         return False
+
+    def _went(self, part: Partition, rows: int) -> None:
+        gone = self.gone[-1]
+        gone.partitions.append(part.name)
+        gone.partition_rows += rows
+        gone.size += part.size
 
     def _drop(self, part: Partition, *, emptied: bool) -> None:
         """Drop a partition; with an archive only when all of it is there, what came in while it was written, too."""
@@ -286,11 +289,16 @@ class Pruning:
             cuts.append(self._cut(base))
         if not any(part.lower is None or part.lower < cut for cut in cuts):
             return False
-        self._rows(part.full_name, part.lower, part.upper, all_due=past or long)
-        return past and not self.run.report.dry_run and not self._any(part)
+        taken = self._rows(part.full_name, part.lower, part.upper, all_due=past or long)
+        if past and self.run.report.dry_run:  # the rows are there: are they all that there is?
+            query = f"SELECT count(*) FROM ONLY {part.full_name}"
+            if self.run.conn.execute(query, prepare=False).fetchone() == (taken,) and self._held(part) is None:
+                self._went(part, 0)
+            return False
+        return past and not self._any(part)
 
-    def _rows(self, name: str, lower: datetime | None, upper: datetime | None, *, all_due: bool) -> None:
-        """Delete the rows that are due; with `all_due` also those of the table's own rule."""
+    def _rows(self, name: str, lower: datetime | None, upper: datetime | None, *, all_due: bool) -> int:
+        """Delete the rows that are due and return how many; with `all_due` also those of the table's own rule."""
         cases, which, its = ["CASE"], ["CASE"], []
         cuts: list[Any] = []
         for number, rule in enumerate(self.finer):
@@ -305,7 +313,7 @@ class Pruning:
         cases.append("ELSE " + ("false" if base is None else "ts < %s::timestamptz") + " END")
         which.append(f"ELSE {len(self.finer)} END")
         if base is None and all(rule.keep is None for rule in self.finer):
-            return
+            return 0
         # Without WHEN a CASE is no SQL.
         due_sql, which_sql = (" ".join(cases), " ".join(which)) if self.finer else ("ts < %s::timestamptz", "0")
         kept, kept_values = holds.any_of(self.run.holds(self.table.name, lower, upper), self.table.columns)
@@ -315,8 +323,11 @@ class Pruning:
             [self._cut(one.keep) for one in (*self.finer, self.base) if one is not None and one.keep is not None]
         )
         due = Due(self.table.name, name, where, [*cuts, *kept_values, *snapshot], which_sql, its, ends)
+        taken = 0
         for number, rows in self.run.sweep(due):
             self.gone[number].rows += rows
+            taken += rows
+        return taken
 
 
 def reason(error: Exception) -> str:

@@ -120,7 +120,9 @@ def test_a_partition_that_is_emptied_goes(conn, now):
     put(conn, now - 40 * DAY, 10)
     put(conn, now - 41 * DAY, 40)
     conn.execute("ANALYZE logsluice.logs")
+    dry = run(conn, {"ERROR": "90d", "*": "30d"}, now, dry_run=True)
     report = run(conn, {"ERROR": "90d", "*": "30d"}, now)
+    assert dry.gone == report.gone
     assert figures(report) == {("logs", "ERROR"): (0, 0), ("logs", "*"): (1, 1)}
     assert [one.partition_rows for one in report.gone] == [0, 0], "no row is counted twice"
     assert messages(conn) == ["m"]
