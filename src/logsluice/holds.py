@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
+from logsluice.catalogue import relation
 from logsluice.columns import in_query, quote
 
 if TYPE_CHECKING:
@@ -61,13 +62,7 @@ class Hold:
 
 def there(conn: psycopg.Connection[Any], schema: str) -> bool:
     """Whether the database has the table: version 4 makes it."""
-    found = conn.execute(
-        "SELECT true FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace "
-        "WHERE n.nspname = %s::text AND c.relname = 'hold'",
-        [schema],
-        prepare=False,
-    ).fetchone()
-    return found is not None
+    return relation(conn, schema, "hold") is not None
 
 
 def read(conn: psycopg.Connection[Any], schema: str) -> list[Hold]:

@@ -31,6 +31,7 @@ import psycopg
 
 from logsluice import archive as archives
 from logsluice import holds, partitions, retention, rollup, types
+from logsluice.catalogue import scalar
 from logsluice.columns import quote
 from logsluice.errors import ConfigError, LogsluiceError
 from logsluice.pruning import Due, Gone, Job, Pruning, Report, reason
@@ -187,11 +188,11 @@ class _Run(Job):
     def _streams(self, found: Sequence[LogTable]) -> None:
         """Delete watermarks that nobody can need: see rule 3."""
         name, due = f"{quote(self.schema)}.stream", self.now - STREAM_AGE
-        known = self.conn.execute(
+        known = scalar(
+            self.conn,
             "SELECT true FROM pg_attribute WHERE attrelid = %s::regclass AND attname = 'journal' AND NOT attisdropped",
-            [name],
-            prepare=False,
-        ).fetchone()
+            name,
+        )
         where, values = "retired < %s::timestamptz", [due]
         if known is not None:
             where, oldest = f"journal IS NOT FALSE AND {where}", self._oldest(found)
@@ -199,8 +200,7 @@ class _Run(Job):
                 where = f"({where} OR journal IS FALSE AND updated < %s::timestamptz)"
                 values.append(min(due, oldest - LATE))
         if self.report.dry_run:
-            row = self.conn.execute(f"SELECT count(*) FROM {name} WHERE {where}", values, prepare=False).fetchone()
-            self.report.streams = row[0] if row is not None else 0
+            self.report.streams = scalar(self.conn, f"SELECT count(*) FROM {name} WHERE {where}", *values)
             return
         # SKIP LOCKED: whoever holds a row is a writer, and the row in use.
         chosen = f"SELECT stream FROM {name} WHERE {where} LIMIT {STREAMS} FOR UPDATE SKIP LOCKED"
@@ -223,6 +223,6 @@ class _Run(Job):
                     edges.append(part.lower)
             else:
                 full = f"{quote(self.schema)}.{quote(table.name)}"
-                row = self.conn.execute(f"SELECT min(ts) FROM {full}", prepare=False).fetchone()
-                edges += [row[0]] if row is not None and row[0] is not None else []
+                oldest = scalar(self.conn, f"SELECT min(ts) FROM {full}")
+                edges += [] if oldest is None else [oldest]
         return min(edges)

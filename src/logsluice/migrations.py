@@ -11,6 +11,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from logsluice.catalogue import relation, scalar
 from logsluice.columns import quote
 from logsluice.schema import sql_files
 
@@ -49,12 +50,7 @@ class Step:
 def plan(conn: psycopg.Connection[Any], schema: str = "logsluice") -> list[Step]:
     """Return all files in order, applied or not. Raises psycopg's error when `version` may not be read."""
     rows = []
-    # Not to_regclass: it raises for a schema that is not there yet or may not be used.
-    exists = (
-        "SELECT true FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace "
-        "WHERE n.nspname = %s::text AND c.relname = 'version'"
-    )
-    if _one(conn, exists, schema):
+    if relation(conn, schema, "version") is not None:
         query = f"SELECT version, checksum, applied FROM {quote(schema)}.version"
         rows = conn.execute(query, prepare=False).fetchall()
     there = {number: (checksum, applied) for number, checksum, applied in rows}
@@ -90,13 +86,13 @@ def changed(steps: list[Step], schema: str = "logsluice") -> str:
 
 def refusal(conn: psycopg.Connection[Any], schema: str = "logsluice") -> str:
     """Return what keeps the current role from applying files here; empty when nothing does. Reads catalogues only."""
-    role, name = _one(conn, "SELECT current_user::text"), quote(schema)
-    if _one(conn, "SELECT true FROM pg_namespace WHERE nspname = %s::text", schema) is None:
-        if _one(conn, "SELECT has_database_privilege(current_database(), 'CREATE')"):
+    role, name = scalar(conn, "SELECT current_user::text"), quote(schema)
+    if scalar(conn, "SELECT true FROM pg_namespace WHERE nspname = %s::text", schema) is None:
+        if scalar(conn, "SELECT has_database_privilege(current_database(), 'CREATE')"):
             return ""
-        database = quote(_one(conn, "SELECT current_database()::text"))
+        database = quote(scalar(conn, "SELECT current_database()::text"))
         return f"role {quote(role)} may not make schema {name}: GRANT CREATE ON DATABASE {database} TO {quote(role)}"
-    if not _one(conn, "SELECT has_schema_privilege(%s::text, 'CREATE')", schema):
+    if not scalar(conn, "SELECT has_schema_privilege(%s::text, 'CREATE')", schema):
         return f"role {quote(role)} may not CREATE in schema {name}"
     # Files alter tables and replace views, and that their owner alone may.
     others = conn.execute(
@@ -106,8 +102,3 @@ def refusal(conn: psycopg.Connection[Any], schema: str = "logsluice") -> str:
         [schema], prepare=False,
     ).fetchone()  # fmt: skip
     return f"role {quote(role)} may not: {quote(others[0])} belongs to {quote(others[1])}" if others else ""
-
-
-def _one(conn: psycopg.Connection[Any], query: str, *values: Any) -> Any:
-    row = conn.execute(query, values or None, prepare=False).fetchone()
-    return None if row is None else row[0]

@@ -16,6 +16,7 @@ import psycopg
 
 from logsluice import archive, crashpoints, holds, partitions, retention, rollup
 from logsluice.archive.source import Source, days, key_of, of_partition
+from logsluice.catalogue import scalar
 from logsluice.columns import quote
 from logsluice.errors import LogsluiceError
 
@@ -123,8 +124,7 @@ class Job:
             yield from self._archived(due, self.store)
             return
         size = "SELECT pg_relation_size(%s::regclass) / current_setting('block_size')::bigint"
-        row = self.conn.execute(size, [name], prepare=False).fetchone()
-        blocks = row[0] if row is not None else 0
+        blocks = scalar(self.conn, size, name)
         # By place and not with LIMIT, which would read what is kept from the beginning for each transaction.
         window = "ctid >= %s::tid AND ctid < %s::tid"
         query = (
@@ -206,8 +206,8 @@ class Pruning:
     def _plain(self, name: str) -> None:
         """Delete what is due in a table without partitions, if its oldest row is."""
         cuts = [self._cut(one.keep) for one in self.gone if one.keep is not None]
-        row = self.run.conn.execute(f"SELECT min(ts) FROM {name}", prepare=False).fetchone()  # by the index on ts
-        if cuts and row is not None and row[0] is not None and row[0] < max(cuts):
+        oldest = scalar(self.run.conn, f"SELECT min(ts) FROM {name}")  # by the index on ts
+        if cuts and oldest is not None and oldest < max(cuts):
             self._rows(name, None, None, all_due=True)
 
     def _cut(self, keep: float) -> datetime:
@@ -276,8 +276,7 @@ class Pruning:
             raise partitions.KeptError("rows came that the roll-up has not counted yet")
 
     def _any(self, part: Partition) -> bool:
-        query = f"SELECT true FROM ONLY {part.full_name} LIMIT 1"
-        return self.run.conn.execute(query, prepare=False).fetchone() is not None
+        return scalar(self.run.conn, f"SELECT true FROM ONLY {part.full_name} LIMIT 1") is not None
 
     def _partly(self, part: Partition) -> bool:
         """Delete what is due in a partition that stays; whether it is empty now, and past its table's own rule."""

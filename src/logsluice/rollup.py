@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from logsluice import partitions
+from logsluice.catalogue import relation
 from logsluice.columns import quote
 from logsluice.errors import LogsluiceError
 
@@ -76,11 +77,7 @@ def lacks(conn: psycopg.Connection[Any], seen: State, full_name: str) -> bool:
 
 def state(conn: psycopg.Connection[Any], schema: str) -> State | None:
     """Return how far it is; None: there is no roll-up in this schema. Raises LogsluiceError when half of it is gone."""
-    query = (
-        "SELECT true FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace "
-        "WHERE n.nspname = %s::text AND c.relname = 'logs_hourly_state'"
-    )
-    if conn.execute(query, [schema], prepare=False).fetchone() is None:
+    if relation(conn, schema, "logs_hourly_state") is None:
         return None
     found = _read(conn, schema, "")
     if found is None:

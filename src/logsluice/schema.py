@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from logsluice.catalogue import relation, scalar
 from logsluice.columns import quote, target_from
 from logsluice.config import PARTITION_WIDTHS
 from logsluice.errors import ConfigError, LogsluiceError
@@ -190,7 +191,7 @@ def _apply(conn: psycopg.Connection[Any], file: SqlFile, *, schema: str, partiti
     with _alone(conn, schema, _LATER_LOCK_TIMEOUT if file.number > _WRITERS_NEED else None):
         if file.number in _applied(conn, schema):  # another process was first
             return False
-        exists = _one(conn, "SELECT true FROM pg_namespace WHERE nspname = %s::text", schema)
+        exists = scalar(conn, "SELECT true FROM pg_namespace WHERE nspname = %s::text", schema)
         # CREATE SCHEMA IF NOT EXISTS is refused without CREATE on the database even when the schema is there.
         ddl = _ddl(file, schema, partition, create_schema=not exists)
         conn.execute(ddl + _record(file, schema), prepare=False)
@@ -229,7 +230,7 @@ def _check(schema: str, partition: str) -> None:
 
 
 def _applied(conn: psycopg.Connection[Any], schema: str) -> set[int]:
-    if _relation(conn, schema, "version") is None:
+    if relation(conn, schema, "version") is None:
         return set()
     rows = conn.execute(f"SELECT version FROM {quote(schema)}.version", prepare=False).fetchall()
     return {row[0] for row in rows}
@@ -264,9 +265,9 @@ def missing(
     schema that may not be used, and saying so is the purpose here.
     """
     where, name = (schema, table) if isinstance(table, str) else table
-    role = str(_one(conn, "SELECT current_user::text"))
+    role = str(scalar(conn, "SELECT current_user::text"))
     usable = {
-        home: _one(conn, "SELECT has_schema_privilege(oid, 'USAGE') FROM pg_namespace WHERE nspname = %s::text", home)
+        home: scalar(conn, "SELECT has_schema_privilege(oid, 'USAGE') FROM pg_namespace WHERE nspname = %s::text", home)
         for home in (where, schema)
     }
     if usable[schema] is None:
@@ -298,8 +299,8 @@ def missing_typed(
     conn: psycopg.Connection[Any], target: Table, kind: LogType | None, partition: str
 ) -> MissingTyped | None:
     """Return what a typed log's table lacks to be written to by the current role; None when nothing."""
-    role = str(_one(conn, "SELECT current_user::text"))
-    oid = _relation(conn, target.schema, target.table)
+    role = str(scalar(conn, "SELECT current_user::text"))
+    oid = relation(conn, target.schema, target.table)
     if oid is None:
         if kind is None:
             fix = "import the module that declares it in this program, or run the output of `logsluice types MODULE`"
@@ -323,7 +324,7 @@ def missing_typed(
 def make_typed(conn: psycopg.Connection[Any], target: Table, lacks: MissingTyped) -> bool:
     """Make a typed log's table; whether this call did, and not another process meanwhile."""
     with _alone(conn, target.schema):
-        if _relation(conn, target.schema, target.table) is not None:
+        if relation(conn, target.schema, target.table) is not None:
             return False
         conn.execute(lacks.makes, prepare=False)
     return True
@@ -337,8 +338,10 @@ def lacking(
 
     For the commands, which do more than write. Only catalogues are read.
     """
-    role = str(_one(conn, "SELECT current_user::text"))
-    usable = _one(conn, "SELECT has_schema_privilege(oid, 'USAGE') FROM pg_namespace WHERE nspname = %s::text", schema)
+    role = str(scalar(conn, "SELECT current_user::text"))
+    usable = scalar(
+        conn, "SELECT has_schema_privilege(oid, 'USAGE') FROM pg_namespace WHERE nspname = %s::text", schema
+    )
     found = []
     if usable is False:
         what = f"role {quote(role)} may not use schema {quote(schema)}"
@@ -350,10 +353,10 @@ def _missing_on(
     conn: psycopg.Connection[Any], schema: str, table: str, privileges: tuple[str, ...], *, role: str, home: str
 ) -> list[Missing]:
     full = f"{quote(schema)}.{quote(table)}"
-    oid = _relation(conn, schema, table)
+    oid = relation(conn, schema, table)
     if oid is None:
         ours = schema == home and table in {"logs", *_TABLES}
-        if ours and table != "version" and _relation(conn, schema, "version") is not None:
+        if ours and table != "version" and relation(conn, schema, "version") is not None:
             # Made once and dropped since: `migrate` goes by the version and would find nothing to do.
             old = quote(f"{schema}_old")
             fix = f"ALTER SCHEMA {quote(schema)} RENAME TO {old}; -- keeps the rest; then {migration(schema)}"
@@ -365,7 +368,7 @@ def _missing_on(
     return [
         Missing(f"role {quote(role)} may not {privilege} on {full}", _grant(privilege, full, role))
         for privilege in privileges
-        if not _one(conn, f"SELECT {check}(%s::oid, %s::text)", oid, privilege)
+        if not scalar(conn, f"SELECT {check}(%s::oid, %s::text)", oid, privilege)
     ]
 
 
@@ -377,10 +380,10 @@ def _missing_version(conn: psycopg.Connection[Any], schema: str) -> Iterator[Mis
 
 
 def _missing_function(conn: psycopg.Connection[Any], schema: str, role: str) -> Iterator[Missing]:
-    if _one(conn, "SELECT relkind::text FROM pg_class WHERE oid = %s::oid", _relation(conn, schema, "logs")) != "p":
+    if scalar(conn, "SELECT relkind::text FROM pg_class WHERE oid = %s::oid", relation(conn, schema, "logs")) != "p":
         return  # a plain table has room for every row
     full = f"{quote(schema)}.{_FUNCTION}"
-    allowed = _one(
+    allowed = scalar(
         conn,
         "SELECT has_function_privilege(p.oid, 'EXECUTE') FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace "
         "WHERE n.nspname = %s::text AND p.proname = 'make_partitions'",
@@ -395,17 +398,3 @@ def _missing_function(conn: psycopg.Connection[Any], schema: str, role: str) -> 
 def migration(schema: str) -> str:
     """Return the command that applies what is missing."""
     return "logsluice migrate" if schema == "logsluice" else f"logsluice migrate --schema {shlex.quote(schema)}"
-
-
-def _relation(conn: psycopg.Connection[Any], schema: str, table: str) -> int | None:
-    query = (
-        "SELECT c.oid FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace "
-        "WHERE n.nspname = %s::text AND c.relname = %s::text AND c.relkind IN ('r', 'p', 'v', 'f')"
-    )
-    oid: int | None = _one(conn, query, schema, table)
-    return oid
-
-
-def _one(conn: psycopg.Connection[Any], query: str, *values: Any) -> Any:
-    row = conn.execute(query, values or None, prepare=False).fetchone()
-    return None if row is None else row[0]
