@@ -89,12 +89,14 @@ def state(conn: psycopg.Connection[Any], schema: str) -> State | None:
 
 
 def _read(conn: psycopg.Connection[Any], schema: str, how: str) -> State | None:
+    from psycopg.rows import args_row  # noqa: PLC0415 - importing this module costs no driver
+
     query = (
         "SELECT began::text, counted::text, filled::text, coalesce(filled = 'infinity', false) "
         f"FROM {quote(schema)}.logs_hourly_state {how}"
     )
-    row = conn.execute(query, prepare=False).fetchone()
-    return None if row is None else State(*row)
+    with conn.cursor(row_factory=args_row(State)) as cursor:
+        return cursor.execute(query, prepare=False).fetchone()
 
 
 def refresh(conn: psycopg.Connection[Any], schema: str, *, stop: Callable[[], bool] = lambda: False) -> int | None:

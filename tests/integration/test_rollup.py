@@ -11,6 +11,7 @@ from datetime import datetime, timedelta, timezone
 
 import psycopg
 import pytest
+from psycopg.rows import dict_row
 
 from logsluice import deadletters, erasure, maintenance, partitions, reports, retention, rollup, schema
 from logsluice.cli import main
@@ -64,6 +65,15 @@ def rolled(conn, scope=SCOPE):
 
 def records(conn, scope=SCOPE):
     return sum(one.records for one in reports.services(conn, dataclasses.replace(scope, rolled=True)))
+
+
+def test_a_connection_whose_rows_are_dicts_is_given_the_same_figures(dsn, conn):
+    put(conn, NOW - HOUR, 3)
+    assert rollup.refresh(conn, "logsluice") == 3
+    with psycopg.connect(dsn, autocommit=True, row_factory=dict_row) as other:
+        assert rolled(other) == rolled(conn)
+        with other.transaction(), pytest.raises(ConfigError, match="READ COMMITTED has no one state"):
+            records(other)
 
 
 def counted(conn):

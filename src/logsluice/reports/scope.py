@@ -9,6 +9,7 @@ from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from logsluice import rollup
+from logsluice.catalogue import scalar
 from logsluice.columns import quote
 from logsluice.errors import ConfigError, LogsluiceError
 
@@ -188,8 +189,7 @@ def _one_state(conn: Conn, scope: Scope) -> Iterator[None]:
         with snapshot(conn), _one_state(conn, scope):
             yield
     else:
-        query = "SELECT current_setting('transaction_isolation')"
-        if conn.execute(query, prepare=False).fetchone() == ("read committed",):
+        if scalar(conn, "SELECT current_setting('transaction_isolation')") == "read committed":
             raise ConfigError("READ COMMITTED has no one state, and the roll-up needs one: use reports.snapshot")
         conn.execute(rollup.BY_INDEX, prepare=False)
         yield
