@@ -21,6 +21,7 @@ logsluice: Python logs into PostgreSQL, files, HTTP. The map, in the order in wh
     isolation.py   which rows a rejection names; notices.py: what is said on stderr
     lifecycle.py   fork, exit, SIGTERM;  figures.py: what `stats` says;  keys.py: what keys records have
     schema.py, partitions.py, columns.py, catalogue.py  the tables that rows go to;  targets.py: what any frames are for
+    privileges.py  what a role lacks to write there, and the statement that gives it
     migrations.py  what is applied of sql/, what is not, what was changed since: the plan of `logsluice migrate`
     types.py       typed logs: a dataclass that is a table, and a route of its own;  quicktyped.py: its quick way
     lines.py, formatters.py, rotation.py    frames that are lines of JSON or text, and what becomes of full files

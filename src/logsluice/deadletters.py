@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import psycopg
 
-from logsluice import holds, partitions, schema, types
+from logsluice import holds, partitions, privileges, types
 from logsluice.columns import Table, quote, target_from
 from logsluice.delivery import Failure, Verdict, decide
 from logsluice.encoding import NULL, Marks, clean, copy_text
@@ -463,7 +463,7 @@ def _no_partition(failure: Failure) -> bool:
 
 
 def _grants(conn: psycopg.Connection[Any], home: str, target: Table) -> str:
-    lacks = schema.lacking(conn, target.schema, target.table, ("INSERT",), home=home)
+    lacks = privileges.lacking(conn, target.schema, target.table, ("INSERT",), home=home)
     return "".join(f"; {lack.fix};" for lack in lacks)
 
 

@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     import psycopg
 
     from logsluice.columns import Table
-    from logsluice.types import LogType
 
 # 10 s: the first of many processes that start at once needs less than 1 s for everything; a longer wait means that
 # somebody holds a table that a file alters, and each second of ours in that queue stops the writers behind us.
@@ -42,13 +41,13 @@ _SETTINGS = """
 """
 # The version that a writer needs. What came later serves the commands alone: a program that is updated before its
 # database, or while pg_dump holds the table that a file alters, must not stop storing.
-_WRITERS_NEED = 1
+WRITERS_NEED = 1
 _LATER_LOCK_TIMEOUT = "2s"  # for such a file: so long do writers wait behind us at each connect, with pg_dump before us
 _LOCK_NOT_AVAILABLE = "55P03"
 _NAME_BYTES = 63  # PostgreSQL cuts longer names, and the role would be another one
 _CREATE_SCHEMA = 'CREATE SCHEMA IF NOT EXISTS :"schema";\n'
 _PARTITIONED = "PARTITION BY RANGE (ts)\n"
-_FUNCTION = "make_partitions(timestamptz, timestamptz, text, text)"
+FUNCTION = "make_partitions(timestamptz, timestamptz, text, text)"
 
 
 @dataclass(frozen=True)
@@ -59,14 +58,6 @@ class SqlFile:
     name: str  # without ".sql"
     text: str
     checksum: str  # SHA-256 of the text, hexadecimal
-
-
-@dataclass(frozen=True)
-class Missing:
-    """Something that the current role needs and does not have."""
-
-    what: str  # a sentence
-    fix: str  # one SQL statement, or the command that does it
 
 
 def sql_files() -> list[SqlFile]:
@@ -106,7 +97,7 @@ def render(schema: str = "logsluice", partition: str = "day", grant_to: str | No
             lines += [_ddl(file, schema, partition), _record(file, schema), ""]
     if grant_to is not None:
         lines.append(f"-- What {quote(grant_to)} needs to write. Partitions need no grant: rows go in through logs.")
-        lines += [f"{grant};" for grant in _grants(schema, grant_to)]
+        lines += [f"{grant};" for grant in grants(schema, grant_to)]
     lines += ["COMMIT;", ""]
     return "\n".join(lines)
 
@@ -127,7 +118,7 @@ def migrate(conn: psycopg.Connection[Any], schema: str = "logsluice", partition:
             if _apply(conn, file, schema=schema, partition=partition):
                 made.append(file.name)
         except Exception as error:
-            if file.number > _WRITERS_NEED and getattr(error, "sqlstate", None) == _LOCK_NOT_AVAILABLE:
+            if file.number > WRITERS_NEED and getattr(error, "sqlstate", None) == _LOCK_NOT_AVAILABLE:
                 break  # the files behind it may build on it
             raise
     return made
@@ -176,6 +167,15 @@ def apply(conn: psycopg.Connection[Any], text: str, schema: str = "logsluice") -
         conn.execute(text, prepare=False)
 
 
+def make_typed(conn: psycopg.Connection[Any], target: Table, ddl: str) -> bool:
+    """Make a typed log's table; whether this call did, and not another process meanwhile."""
+    with _alone(conn, target.schema):
+        if relation(conn, target.schema, target.table) is not None:
+            return False
+        conn.execute(ddl, prepare=False)
+    return True
+
+
 def pending(conn: psycopg.Connection[Any], schema: str = "logsluice") -> list[str]:
     """Return the names of the files that are not applied here yet."""
     applied = _applied(conn, schema)
@@ -187,8 +187,13 @@ def version(conn: psycopg.Connection[Any], schema: str = "logsluice") -> int:
     return max(_applied(conn, schema), default=0)
 
 
+def migration(schema: str) -> str:
+    """Return the command that applies what is missing."""
+    return "logsluice migrate" if schema == "logsluice" else f"logsluice migrate --schema {shlex.quote(schema)}"
+
+
 def _apply(conn: psycopg.Connection[Any], file: SqlFile, *, schema: str, partition: str) -> bool:
-    with _alone(conn, schema, _LATER_LOCK_TIMEOUT if file.number > _WRITERS_NEED else None):
+    with _alone(conn, schema, _LATER_LOCK_TIMEOUT if file.number > WRITERS_NEED else None):
         if file.number in _applied(conn, schema):  # another process was first
             return False
         exists = scalar(conn, "SELECT true FROM pg_namespace WHERE nspname = %s::text", schema)
@@ -236,165 +241,18 @@ def _applied(conn: psycopg.Connection[Any], schema: str) -> set[int]:
     return {row[0] for row in rows}
 
 
-# What a writer needs, and nothing else: the one list behind `render` and `missing`.
-_TABLES = {"dead_letter": ("INSERT",), "stream": ("SELECT", "INSERT", "UPDATE"), "version": ("SELECT",)}
+# What a writer needs, and nothing else: the one list behind `render` and privileges.py.
+WRITERS_TABLES = {"dead_letter": ("INSERT",), "stream": ("SELECT", "INSERT", "UPDATE"), "version": ("SELECT",)}
 
 
-def _grants(schema: str, role: str) -> Iterator[str]:
-    yield _grant("USAGE", f"SCHEMA {quote(schema)}", role)
-    for table, privileges in {"logs": ("INSERT",), **_TABLES}.items():
-        yield _grant(", ".join(privileges), f"{quote(schema)}.{quote(table)}", role)
-    yield _grant("EXECUTE", f"FUNCTION {quote(schema)}.{_FUNCTION}", role)
+def grants(schema: str, role: str) -> Iterator[str]:
+    """Yield the statements that let a role write."""
+    yield grant("USAGE", f"SCHEMA {quote(schema)}", role)
+    for table, privileges in {"logs": ("INSERT",), **WRITERS_TABLES}.items():
+        yield grant(", ".join(privileges), f"{quote(schema)}.{quote(table)}", role)
+    yield grant("EXECUTE", f"FUNCTION {quote(schema)}.{FUNCTION}", role)
 
 
-def _grant(privileges: str, thing: str, role: str) -> str:
+def grant(privileges: str, thing: str, role: str) -> str:
+    """Return the statement that gives a role privileges on something."""
     return f"GRANT {privileges} ON {thing} TO {quote(role)}"
-
-
-def missing(
-    conn: psycopg.Connection[Any],
-    schema: str = "logsluice",
-    *,
-    table: str | tuple[str, str] = "logs",
-    dead_letter: bool = True,
-) -> list[Missing]:
-    """
-    Return what the current role lacks to write into this table; an empty list when it can.
-
-    `table` is a name in `schema`, or a pair of schema and name. Only catalogues are read: `to_regclass` raises for a
-    schema that may not be used, and saying so is the purpose here.
-    """
-    where, name = (schema, table) if isinstance(table, str) else table
-    role = str(scalar(conn, "SELECT current_user::text"))
-    usable = {
-        home: scalar(conn, "SELECT has_schema_privilege(oid, 'USAGE') FROM pg_namespace WHERE nspname = %s::text", home)
-        for home in (where, schema)
-    }
-    if usable[schema] is None:
-        return [Missing(f"schema {quote(schema)} does not exist", migration(schema))]
-    found = [
-        Missing(f"role {quote(role)} may not use schema {quote(home)}", _grant("USAGE", f"SCHEMA {quote(home)}", role))
-        for home in usable
-        if usable[home] is False
-    ]
-    found += _missing_on(conn, where, name, ("INSERT",), role=role, home=schema)
-    for other, privileges in _TABLES.items():
-        if dead_letter or other != "dead_letter":
-            found += _missing_on(conn, schema, other, privileges, role=role, home=schema)
-    if usable[schema] and not _missing_on(conn, schema, "version", ("SELECT",), role=role, home=schema):
-        found += _missing_version(conn, schema)
-    if (where, name) == (schema, "logs"):
-        found += _missing_function(conn, schema, role)
-    return found
-
-
-@dataclass(frozen=True)
-class MissingTyped(Missing):
-    """What a typed log's table lacks. `makes`: the SQL that a role with rights on the schema can mend it with."""
-
-    makes: str = ""
-
-
-def missing_typed(
-    conn: psycopg.Connection[Any], target: Table, kind: LogType | None, partition: str
-) -> MissingTyped | None:
-    """Return what a typed log's table lacks to be written to by the current role; None when nothing."""
-    role = str(scalar(conn, "SELECT current_user::text"))
-    oid = relation(conn, target.schema, target.table)
-    if oid is None:
-        if kind is None:
-            fix = "import the module that declares it in this program, or run the output of `logsluice types MODULE`"
-            return MissingTyped(f"table {target.name} of a typed log does not exist", fix)
-        fix = f"logsluice types {kind.kind.__module__} | psql"
-        return MissingTyped(f"table {target.name} does not exist", fix, kind.ddl(target.schema, partition))
-    there = conn.execute(
-        "SELECT attname FROM pg_attribute WHERE attrelid = %s::oid AND attnum > 0 AND NOT attisdropped",
-        [oid], prepare=False,
-    ).fetchall()  # fmt: skip
-    lost = [one for one in target.columns if (one,) not in there]
-    if lost:
-        sql = {one.name: one.sql for one in kind.columns} if kind is not None else {}
-        add = ", ".join(f"ADD COLUMN {quote(one)} {sql.get(one, 'text')}" for one in lost)
-        # By hand: it takes an ACCESS EXCLUSIVE lock, behind which every writer waits.
-        return MissingTyped(f"table {target.name} lacks {', '.join(lost)}", f"ALTER TABLE {target.name} {add}")
-    found = _missing_on(conn, target.schema, target.table, ("INSERT",), role=role, home=target.home)
-    return MissingTyped(found[0].what, found[0].fix) if found else None
-
-
-def make_typed(conn: psycopg.Connection[Any], target: Table, lacks: MissingTyped) -> bool:
-    """Make a typed log's table; whether this call did, and not another process meanwhile."""
-    with _alone(conn, target.schema):
-        if relation(conn, target.schema, target.table) is not None:
-            return False
-        conn.execute(lacks.makes, prepare=False)
-    return True
-
-
-def lacking(
-    conn: psycopg.Connection[Any], schema: str, table: str, privileges: tuple[str, ...], *, home: str = "logsluice"
-) -> list[Missing]:
-    """
-    Return what the current role lacks to do this with one table; `home` is the schema of logsluice's tables.
-
-    For the commands, which do more than write. Only catalogues are read.
-    """
-    role = str(scalar(conn, "SELECT current_user::text"))
-    usable = scalar(
-        conn, "SELECT has_schema_privilege(oid, 'USAGE') FROM pg_namespace WHERE nspname = %s::text", schema
-    )
-    found = []
-    if usable is False:
-        what = f"role {quote(role)} may not use schema {quote(schema)}"
-        found.append(Missing(what, _grant("USAGE", f"SCHEMA {quote(schema)}", role)))
-    return found + _missing_on(conn, schema, table, privileges, role=role, home=home)
-
-
-def _missing_on(
-    conn: psycopg.Connection[Any], schema: str, table: str, privileges: tuple[str, ...], *, role: str, home: str
-) -> list[Missing]:
-    full = f"{quote(schema)}.{quote(table)}"
-    oid = relation(conn, schema, table)
-    if oid is None:
-        ours = schema == home and table in {"logs", *_TABLES}
-        if ours and table != "version" and relation(conn, schema, "version") is not None:
-            # Made once and dropped since: `migrate` goes by the version and would find nothing to do.
-            old = quote(f"{schema}_old")
-            fix = f"ALTER SCHEMA {quote(schema)} RENAME TO {old}; -- keeps the rest; then {migration(schema)}"
-            return [Missing(f"table {full} does not exist", fix)]
-        fix = migration(schema) if ours else f"CREATE TABLE {full} (...), or name another one with table="
-        return [Missing(f"table {full} does not exist", fix)]
-    # Any column will do for a table of the user's own: INSERT is often granted on some columns only.
-    check = "has_table_privilege" if table in _TABLES else "has_any_column_privilege"
-    return [
-        Missing(f"role {quote(role)} may not {privilege} on {full}", _grant(privilege, full, role))
-        for privilege in privileges
-        if not scalar(conn, f"SELECT {check}(%s::oid, %s::text)", oid, privilege)
-    ]
-
-
-def _missing_version(conn: psycopg.Connection[Any], schema: str) -> Iterator[Missing]:
-    applied = version(conn, schema)
-    if applied < _WRITERS_NEED:
-        what = f"schema {quote(schema)} is at version {applied}, this logsluice needs {_WRITERS_NEED}"
-        yield Missing(what, migration(schema))
-
-
-def _missing_function(conn: psycopg.Connection[Any], schema: str, role: str) -> Iterator[Missing]:
-    if scalar(conn, "SELECT relkind::text FROM pg_class WHERE oid = %s::oid", relation(conn, schema, "logs")) != "p":
-        return  # a plain table has room for every row
-    full = f"{quote(schema)}.{_FUNCTION}"
-    allowed = scalar(
-        conn,
-        "SELECT has_function_privilege(p.oid, 'EXECUTE') FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace "
-        "WHERE n.nspname = %s::text AND p.proname = 'make_partitions'",
-        schema,
-    )
-    if allowed is None:
-        yield Missing(f"function {full} does not exist", migration(schema))
-    elif not allowed:
-        yield Missing(f"role {quote(role)} may not EXECUTE {full}", _grant("EXECUTE", f"FUNCTION {full}", role))
-
-
-def migration(schema: str) -> str:
-    """Return the command that applies what is missing."""
-    return "logsluice migrate" if schema == "logsluice" else f"logsluice migrate --schema {shlex.quote(schema)}"

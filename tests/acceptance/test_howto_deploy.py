@@ -155,7 +155,7 @@ def test_the_first_process_of_a_container_ends(installation, tmp_path):
 
 
 def test_the_grants_of_the_page_are_those_of_the_program():
-    assert SHOWN["grants.sql"].split(";\n")[:-1] == list(schema._grants("logsluice", "shop_writer"))
+    assert SHOWN["grants.sql"].split(";\n")[:-1] == list(schema.grants("logsluice", "shop_writer"))
 
 
 def test_maintain_as_the_owner(installation, tmp_path):

@@ -10,7 +10,7 @@ import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
 
-from logsluice import partitions, schema
+from logsluice import partitions, privileges, schema
 from logsluice.cli import main
 from logsluice.columns import quote
 from logsluice.devserver import programs
@@ -180,7 +180,7 @@ def test_run_again_it_takes_what_is_too_much_and_changes_nothing_else(logins, em
         assert conn.execute(rights).fetchall() == after
         # What a writer needs and no more: the same list as that of --grant-to.
         with psycopg.connect(logins["shop"], autocommit=True) as shop:
-            assert schema.missing(shop) == []
+            assert privileges.missing(shop) == []
 
 
 def test_somebody_who_is_no_superuser_may_make_them(empty_dsn):
@@ -197,7 +197,7 @@ def test_somebody_who_is_no_superuser_may_make_them(empty_dsn):
                 for _ in range(2):
                     dba.execute(schema.roles(**roles))
                 dba.execute(f"SET ROLE {quote(roles['admin'])}")
-                assert (schema.migrate(dba), schema.missing(dba)) == ([], [])
+                assert (schema.migrate(dba), privileges.missing(dba)) == ([], [])
         finally:
             for role in (*roles.values(), f"{name}_dba"):
                 conn.execute(f"DROP OWNED BY {quote(role)} CASCADE")

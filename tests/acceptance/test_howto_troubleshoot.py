@@ -217,7 +217,7 @@ def writer_without_insert(dsn):
         name = f"writer_{conn.info.dbname}"
         conn.execute(f"CREATE ROLE {name} LOGIN PASSWORD 'not seen'")
         try:
-            for grant in schema._grants("logsluice", name):
+            for grant in schema.grants("logsluice", name):
                 if '"logs"' not in grant:
                     conn.execute(grant)
             yield conn, make_conninfo(dsn, user=name, password="not seen")

@@ -238,7 +238,7 @@ def test_a_wrong_dsn(by_dsn):
 
 def test_a_missing_grant_is_named_and_the_step_mends_it(dsn, tmp_path):
     def grants(name):
-        return [one for one in schema._grants("logsluice", name) if '"logs"' not in one]
+        return [one for one in schema.grants("logsluice", name) if '"logs"' not in one]
 
     with role(dsn, grants) as writer:
         status, out = by_config(tmp_path, config(writer, create=False))

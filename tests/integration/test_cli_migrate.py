@@ -8,7 +8,7 @@ import psycopg
 import pytest
 from psycopg.conninfo import conninfo_to_dict
 
-from logsluice import schema
+from logsluice import privileges, schema
 from logsluice.cli import common, migrate
 from logsluice.errors import ConfigError, LogsluiceError
 from support.shop import Shop
@@ -38,7 +38,7 @@ def test_it_makes_the_tables_and_says_where_and_as_whom(empty_dsn, capsys):
     names = ", ".join(file.name for file in schema.sql_files())
     assert f'schema "logsluice" in database "{given["dbname"]}" as "{given["user"]}": applied {names}\n' in out
     with connect(empty_dsn) as conn:
-        assert schema.missing(conn) == []
+        assert privileges.missing(conn) == []
         conn.execute("INSERT INTO logsluice.logs (ts, level, stream, seq) VALUES (now(), 20, 1, 1)")
         made = (
             "SELECT inhrelid::regclass::text FROM pg_inherits WHERE inhparent = 'logsluice.logs'::regclass ORDER BY 1"
@@ -64,7 +64,7 @@ def test_sql_is_printed_without_a_connection_and_does_the_same(empty_dsn, capsys
     assert printed == schema.render(grant_to="postgres")
     with connect(empty_dsn) as conn:
         conn.execute(printed.replace('"postgres"', "CURRENT_USER"))
-        assert schema.missing(conn) == []
+        assert privileges.missing(conn) == []
 
 
 @pytest.fixture

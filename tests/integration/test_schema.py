@@ -10,10 +10,10 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from logsluice import formatters, partitions, schema
+from logsluice import formatters, partitions, privileges, schema
 from logsluice.columns import quote
 from logsluice.devserver import programs
-from logsluice.schema import Missing
+from logsluice.privileges import Missing
 from support.processes import until
 from support.servers import acting_as
 from support.shop import Shop
@@ -101,7 +101,7 @@ def psql(dsn, text, *args):
 
 def test_migrating_twice_is_a_no_op(empty_dsn):
     with connect(empty_dsn) as conn:
-        assert schema.missing(conn) == [Missing('schema "logsluice" does not exist', "logsluice migrate")]
+        assert privileges.missing(conn) == [Missing('schema "logsluice" does not exist', "logsluice migrate")]
         assert schema.migrate(conn) == [file.name for file in schema.sql_files()]
         before = structure(conn)
         rows = conn.execute("SELECT version, checksum, applied FROM logsluice.version").fetchall()
@@ -109,7 +109,7 @@ def test_migrating_twice_is_a_no_op(empty_dsn):
         assert structure(conn) == before
         assert conn.execute("SELECT version, checksum, applied FROM logsluice.version").fetchall() == rows
         assert [row[:2] for row in rows] == [(file.number, file.checksum) for file in schema.sql_files()]
-        assert schema.missing(conn) == []
+        assert privileges.missing(conn) == []
 
 
 @pytest.mark.parametrize("isolation", ["read committed", "serializable"])
@@ -129,7 +129,7 @@ def test_ten_that_start_at_once_migrate_once(empty_dsn, isolation):
         applied = [result.result(LIMIT) for result in results]
         # Each file by one of them; not all by the same one, as each file is a transaction of its own.
         assert sorted(name for names in applied for name in names) == [file.name for file in schema.sql_files()]
-        assert schema.missing(first) == []
+        assert privileges.missing(first) == []
 
 
 def test_a_lock_that_is_not_given_up_ends_in_an_error_and_nothing_half_done(empty_dsn, monkeypatch):
@@ -159,7 +159,7 @@ def test_odd_schema_names_work(empty_dsn):
     name = 'Weird "Schema" über'
     with connect(empty_dsn) as conn:
         assert schema.migrate(conn, name)
-        assert schema.missing(conn, name) == []
+        assert privileges.missing(conn, name) == []
         now = conn.execute("SELECT now()").fetchone()[0]
         assert len(partitions.ensure(conn, name, "day", now)) == 3
         conn.execute(f"INSERT INTO {quote(name)}.logs (ts, level, stream, seq) VALUES (now(), 20, 1, 1)")
@@ -170,7 +170,7 @@ def test_an_existing_schema_may_hold_other_things(empty_dsn):
     with connect(empty_dsn) as conn:
         conn.execute("CREATE TABLE public.orders (id bigint)")
         assert schema.migrate(conn, "public")
-        assert schema.missing(conn, "public") == []
+        assert privileges.missing(conn, "public") == []
 
 
 def test_owning_the_database_is_enough(empty_dsn):
@@ -178,7 +178,7 @@ def test_owning_the_database_is_enough(empty_dsn):
         conn.execute(f"ALTER DATABASE {conn.info.dbname} OWNER TO {owner}")
         with acting_as(conn, owner):
             assert schema.migrate(conn)
-            assert schema.missing(conn) == []
+            assert privileges.missing(conn) == []
             assert len(partitions.ensure(conn, "logsluice", "day", conn.execute("SELECT now()").fetchone()[0])) == 3
         conn.execute(f"ALTER DATABASE {conn.info.dbname} OWNER TO CURRENT_USER")
 
@@ -189,7 +189,7 @@ def test_owning_the_schema_is_enough(empty_dsn):
         conn.execute(f"CREATE SCHEMA logsluice AUTHORIZATION {tenant}")
         with acting_as(conn, tenant):
             assert schema.migrate(conn)
-            assert schema.missing(conn) == []
+            assert privileges.missing(conn) == []
 
 
 def test_a_database_of_another_encoding(admin, postgres_server):
@@ -216,7 +216,7 @@ def test_nothing_trails_in_the_session(empty_dsn):
         conn.prepare_threshold = 0  # psycopg would name each statement at its first use
         before = [conn.execute(query, prepare=False).fetchone() for query in state]
         schema.migrate(conn)
-        schema.missing(conn)
+        privileges.missing(conn)
         now = conn.execute("SELECT now()", prepare=False).fetchone()[0]
         partitions.ensure(conn, "logsluice", "day", now)
         partitions.drop(conn, "logsluice", partitions.listed(conn, "logsluice")[0])
@@ -250,7 +250,7 @@ def test_the_file_itself_runs_in_psql(empty_dsn, admin, postgres_server):
         with connect(empty_dsn) as migrated, connect(postgres_server.dsn(other)) as by_hand:
             schema.migrate(migrated)
             assert structure(by_hand) == structure(migrated)
-            assert schema.missing(by_hand) == []
+            assert privileges.missing(by_hand) == []
             assert schema.migrate(by_hand) == []
     finally:
         admin.execute(f"DROP DATABASE {other} WITH (FORCE)")
@@ -260,7 +260,7 @@ def test_render_runs_through_the_driver_with_its_grants(empty_dsn):
     with connect(empty_dsn) as conn, role(conn, "writer") as writer:
         conn.execute(schema.render(grant_to=writer))
         with acting_as(conn, writer):
-            assert schema.missing(conn) == []
+            assert privileges.missing(conn) == []
 
 
 def test_everything_has_a_comment(dsn):
@@ -400,7 +400,7 @@ def test_views_that_somebody_changed_stop_no_handler(empty_dsn):
 
 def test_the_least_privileges_are_enough_to_write(dsn):
     with connect(dsn) as conn, role(conn, "writer", *NEEDED) as writer, acting_as(conn, writer):
-        assert schema.missing(conn) == []
+        assert privileges.missing(conn) == []
         now = conn.execute("SELECT now()").fetchone()[0]
         assert len(partitions.ensure(conn, "logsluice", "day", now)) == 3
         conn.execute("INSERT INTO logsluice.logs (ts, level, stream, seq) VALUES (now(), 20, 1, 1)")
@@ -423,35 +423,35 @@ def test_each_missing_grant_is_named_exactly_and_its_fix_mends_it(dsn):
         for privilege, thing in NEEDED:
             conn.execute(f"REVOKE {privilege} ON {thing} FROM {writer}")
             with acting_as(conn, writer):
-                found = schema.missing(conn)
+                found = privileges.missing(conn)
             assert [one.fix for one in found] == [f'GRANT {privilege} ON {thing} TO "{writer}"']
             assert writer in found[0].what
             conn.execute(found[0].fix)
             with acting_as(conn, writer):
-                assert schema.missing(conn) == []
+                assert privileges.missing(conn) == []
 
 
 def test_a_role_without_any_grant_hears_of_all_of_them(dsn):
     with connect(dsn) as conn, role(conn, "nobody") as nobody:
         with acting_as(conn, nobody):
-            fixes = {one.fix for one in schema.missing(conn)}
+            fixes = {one.fix for one in privileges.missing(conn)}
         assert fixes == {f'GRANT {privilege} ON {thing} TO "{nobody}"' for privilege, thing in NEEDED}
 
 
 def test_dead_letter_is_not_asked_for_when_it_is_not_used(dsn):
     needed = [need for need in NEEDED if "dead_letter" not in need[1]]
     with connect(dsn) as conn, role(conn, "writer", *needed) as writer, acting_as(conn, writer):
-        assert schema.missing(conn, dead_letter=False) == []
-        assert len(schema.missing(conn)) == 1
+        assert privileges.missing(conn, dead_letter=False) == []
+        assert len(privileges.missing(conn)) == 1
 
 
 def test_missing_tables_and_an_old_version_are_mended_by_migrate(dsn):
     with connect(dsn) as conn:
         conn.execute("DELETE FROM logsluice.version")
         what = 'schema "logsluice" is at version 0, this logsluice needs 1'
-        assert schema.missing(conn) == [Missing(what, "logsluice migrate")]
+        assert privileges.missing(conn) == [Missing(what, "logsluice migrate")]
         conn.execute("DROP TABLE logsluice.stream, logsluice.version")
-        assert [one.what for one in schema.missing(conn)] == [
+        assert [one.what for one in privileges.missing(conn)] == [
             'table "logsluice"."stream" does not exist',
             'table "logsluice"."version" does not exist',
         ]
@@ -494,7 +494,7 @@ def test_a_writer_needs_no_more_than_the_first_file(empty_dsn):
     with connect(empty_dsn) as conn:
         version_1(conn)
         with role(conn, "writer", *NEEDED) as writer, acting_as(conn, writer):
-            assert schema.missing(conn) == []
+            assert privileges.missing(conn) == []
 
 
 def test_a_reader_of_the_table_that_a_later_file_alters_stops_no_writer(empty_dsn, monkeypatch):
@@ -506,14 +506,14 @@ def test_a_reader_of_the_table_that_a_later_file_alters_stops_no_writer(empty_ds
             reader.execute("SELECT count(*) FROM logsluice.dead_letter")
             assert schema.migrate(conn) == []
             assert schema.pending(conn) == LATER
-            assert schema.missing(conn) == []
+            assert privileges.missing(conn) == []
         assert schema.migrate(conn) == LATER
 
 
 def test_what_is_lacking_on_one_table_is_named_with_its_grants(dsn):
     with connect(dsn) as conn, role(conn, "reader") as reader:
         with acting_as(conn, reader):
-            found = schema.lacking(conn, "logsluice", "dead_letter", ("SELECT", "DELETE"))
+            found = privileges.lacking(conn, "logsluice", "dead_letter", ("SELECT", "DELETE"))
         assert [one.fix for one in found] == [
             f'GRANT USAGE ON SCHEMA "logsluice" TO "{reader}"',
             f'GRANT SELECT ON "logsluice"."dead_letter" TO "{reader}"',
@@ -522,19 +522,19 @@ def test_what_is_lacking_on_one_table_is_named_with_its_grants(dsn):
         for one in found:
             conn.execute(one.fix)
         with acting_as(conn, reader):
-            assert schema.lacking(conn, "logsluice", "dead_letter", ("SELECT", "DELETE")) == []
+            assert privileges.lacking(conn, "logsluice", "dead_letter", ("SELECT", "DELETE")) == []
 
 
 def test_a_newer_database_is_no_fault_of_an_older_program(dsn):
     with connect(dsn) as conn:
         conn.execute("INSERT INTO logsluice.version (version, name) VALUES (9999, 'later')")
-        assert schema.missing(conn) == []
+        assert privileges.missing(conn) == []
         assert schema.migrate(conn) == []
 
 
 def test_the_command_for_another_schema_can_be_pasted_into_a_shell(dsn):
     with connect(dsn) as conn:
-        assert [one.fix for one in schema.missing(conn, "My Logs")] == ["logsluice migrate --schema 'My Logs'"]
+        assert [one.fix for one in privileges.missing(conn, "My Logs")] == ["logsluice migrate --schema 'My Logs'"]
 
 
 def test_a_table_of_the_user_s_own_needs_insert_and_no_partitions(dsn):
@@ -544,11 +544,11 @@ def test_a_table_of_the_user_s_own_needs_insert_and_no_partitions(dsn):
         conn.execute("CREATE TABLE public.audit (id bigint, note text)")
         conn.execute(f"GRANT INSERT (note) ON public.orders TO {writer}")
         with acting_as(conn, writer):
-            assert schema.missing(conn, table=("public", "orders")) == []
-            assert [one.fix for one in schema.missing(conn, table=("public", "audit"))] == [
+            assert privileges.missing(conn, table=("public", "orders")) == []
+            assert [one.fix for one in privileges.missing(conn, table=("public", "audit"))] == [
                 f'GRANT INSERT ON "public"."audit" TO "{writer}"'
             ]
-            assert [one.what for one in schema.missing(conn, table=("public", "typo"))] == [
+            assert [one.what for one in privileges.missing(conn, table=("public", "typo"))] == [
                 'table "public"."typo" does not exist'
             ]
 
@@ -557,5 +557,5 @@ def test_a_plain_table_needs_no_function(empty_dsn):
     with connect(empty_dsn) as conn:
         schema.migrate(conn, partition="none")
         with role(conn, "writer", *NEEDED[:-1]) as writer, acting_as(conn, writer):
-            assert schema.missing(conn) == []
+            assert privileges.missing(conn) == []
             conn.execute("INSERT INTO logsluice.logs (ts, level, stream, seq) VALUES ('1999-01-01Z', 20, 1, 1)")

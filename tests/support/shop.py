@@ -202,7 +202,7 @@ def writer(shop_dsn, admin, options="", *, grants=True):
     name = "writer_" + conninfo_to_dict(shop_dsn)["dbname"]
     admin.execute(f"CREATE ROLE {name} LOGIN PASSWORD 'of-the-writer' {options}")
     with psycopg.connect(shop_dsn, autocommit=True) as conn:
-        for grant in schema._grants("logsluice", name) if grants else ():
+        for grant in schema.grants("logsluice", name) if grants else ():
             conn.execute(grant)
         try:
             yield make_conninfo(shop_dsn, user=name, password="of-the-writer"), name

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import psycopg
 
-from logsluice import deadletters, holds, schema
+from logsluice import deadletters, holds, privileges
 from logsluice.cli import common
 from logsluice.cli.output import say_anything, visible
 from logsluice.columns import quote
@@ -317,7 +317,7 @@ def _drop(args: argparse.Namespace) -> int:
 
 
 @contextlib.contextmanager
-def _told(args: argparse.Namespace, *privileges: str) -> Iterator[psycopg.Connection[Any]]:
+def _told(args: argparse.Namespace, *needed: str) -> Iterator[psycopg.Connection[Any]]:
     """Connect, and turn an error of the server into one line that says what to do."""
     with common.connect(args) as conn:
         table = f"{quote(args.schema)}.dead_letter"
@@ -333,9 +333,9 @@ def _told(args: argparse.Namespace, *privileges: str) -> Iterator[psycopg.Connec
         except psycopg.errors.UndefinedColumn:
             raise LogsluiceError(f"{where} was made by an earlier logsluice: run `{migrate}`") from None
         except psycopg.errors.InsufficientPrivilege as error:
-            lacks = schema.lacking(conn, args.schema, "dead_letter", privileges, home=args.schema)
-            if "DELETE" in privileges and holds.there(conn, args.schema):  # who drops must know what may not go
-                lacks += schema.lacking(conn, args.schema, "hold", ("SELECT",), home=args.schema)
+            lacks = privileges.lacking(conn, args.schema, "dead_letter", needed, home=args.schema)
+            if "DELETE" in needed and holds.there(conn, args.schema):  # who drops must know what may not go
+                lacks += privileges.lacking(conn, args.schema, "hold", ("SELECT",), home=args.schema)
             what = "; ".join(lack.what for lack in lacks) or common.reason(error)
             fix = "".join(f"\n  {lack.fix};" for lack in lacks)
             raise LogsluiceError(f"{what}. Use another role, or have the owner run:{fix}" if fix else what) from None

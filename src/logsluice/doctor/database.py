@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import psycopg
 
-from logsluice import schema
+from logsluice import privileges, schema
 from logsluice.columns import check_table, quote, target_from
 from logsluice.doctor import FAIL, OK, WARN, Finding, record, tables, upkeep
 from logsluice.doctor.connect import Database, connect, next_step, reason
@@ -137,7 +137,7 @@ def _rights(database: Database) -> Iterator[Finding]:
             if made:
                 what = f"made schema {quote(settings.schema)} ({', '.join(made)}), as the handler does (create=True)"
                 yield Finding(OK, "schema", what)
-    missing = schema.missing(conn, settings.schema, table=(target.schema, target.table))
+    missing = privileges.missing(conn, settings.schema, table=(target.schema, target.table))
     for one in missing:
         ours = one.fix.startswith("logsluice migrate")
         yield Finding(FAIL, "rights", one.what + (refused if ours else ""), _fix(database, one, refused=bool(refused)))
@@ -151,7 +151,7 @@ def _rights(database: Database) -> Iterator[Finding]:
         yield Finding(OK, "rights", what)
 
 
-def _fix(database: Database, missing: schema.Missing, *, refused: bool) -> str:
+def _fix(database: Database, missing: privileges.Missing, *, refused: bool) -> str:
     name, fix = database.settings.schema, missing.fix
     if fix.startswith("GRANT"):
         owner = database.one("SELECT pg_get_userbyid(nspowner)::text FROM pg_namespace WHERE nspname = %s", name)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import psycopg
 from psycopg import conninfo, pq
 
-from logsluice import lifecycle, schema
+from logsluice import lifecycle, privileges, schema
 from logsluice.columns import target_from
 from logsluice.delivery import Failure
 from logsluice.errors import ConfigError
@@ -200,7 +200,7 @@ class Link:
         """Return what our role lacks to write, and the SQL that mends it; two empty texts if nothing."""
         target = target_from(self.settings.schema, self.settings.table, self.settings.columns)
         with translated():
-            found = schema.missing(conn, self.settings.schema, table=(target.schema, target.table))
+            found = privileges.missing(conn, self.settings.schema, table=(target.schema, target.table))
         return "; ".join(one.what for one in found), "; ".join(one.fix for one in found)
 
 

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING
 import psycopg
 from psycopg import pq
 
-from logsluice import crashpoints, partitions, schema, types
+from logsluice import crashpoints, partitions, privileges, schema, types
 from logsluice.columns import Table, check_table, quote
 from logsluice.config import identity
 from logsluice.delivery import Failure, Verdict, decide
@@ -282,11 +282,11 @@ class PostgresSink:
         """Make a typed log's table if we may; raise what is missing in it, with the SQL that mends it."""
         settings, kind = self.link.settings, types.known.get(self.target.table)
         with translated():
-            lacks = schema.missing_typed(conn, self.target, kind, settings.partition)
+            lacks = privileges.missing_typed(conn, self.target, kind, settings.partition)
             if lacks is not None and lacks.makes and settings.create:
-                if schema.make_typed(conn, self.target, lacks):
+                if schema.make_typed(conn, self.target, lacks.makes):
                     self.link.diagnostics.say(f"created-{self.target.table}", f"made table {self.target.name}", every=0)
-                lacks = schema.missing_typed(conn, self.target, kind, settings.partition)
+                lacks = privileges.missing_typed(conn, self.target, kind, settings.partition)
         if lacks is not None:
             raise SinkError(Failure(lacks.what, "42P01", hint=lacks.fix))
 
