@@ -36,7 +36,7 @@ logsluice: Python logs into PostgreSQL, files, HTTP. The map, in the order in wh
     retention.py, holds.py: which rows go, which stay;  maintenance.py, pruning.py: one run;  maintainer.py;  erasure.py
     archive/       rows into files that are verified before they are dropped;  archiving.py: by hand, and back
     rollup.py      `logs` counted by hour, right under late rows, where one asks for it
-    deadletters.py dead letters, sent again;  devserver/  an embedded PostgreSQL;  doctor/;  cli/
+    deadletters/   dead letters, mended, sent again, dropped;  devserver/  an embedded PostgreSQL;  doctor/;  cli/
     journals.py    a journal's folder, shown and loaded by hand;  conformance.py: the rules of a sink, tried
     query.py       stored records, read: grammar.py (the filter, pure), conditions.py (its SQL), records.py, ids.py
     following.py   the same, followed as it is stored; snapshots.py: which rows are new

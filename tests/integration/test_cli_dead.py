@@ -1,5 +1,5 @@
 """
-`logsluice dead` and deadletters.py: rows that a real table refused to a real handler, looked at, mended, sent again.
+`logsluice dead` and deadletters/: rows that a real table refused to a real handler, looked at, mended, sent again.
 
 The oracle is the test's own ids: in the table once, in dead_letter once, and never in both without a mark.
 """
@@ -26,7 +26,7 @@ import pytest
 
 from logsluice import deadletters, partitions, schema
 from logsluice.cli import dead, main
-from logsluice.deadletters import Id
+from logsluice.deadletters import Id, replaying
 from logsluice.errors import LogsluiceError
 from support.howto import PAGES, Page, environment
 from support.processes import ended, until
@@ -417,7 +417,7 @@ def test_an_unknown_name_is_said_and_the_others_are_sent(orders, capsys):
 
 def test_more_than_one_transaction_sees_each_row_once(orders, monkeypatch):
     """A row that is refused again is written anew: found a second time, the replay would never end."""
-    monkeypatch.setattr(deadletters, "CHUNK", 7)
+    monkeypatch.setattr(replaying, "CHUNK", 7)
     ids = refuse(orders, 100)
     assert len(replay(orders.read).refused) == 100
     orders.do(orders.heal, "ALTER TABLE orders ADD CHECK (note !~ 'tid=[0-9]*3 ')")
@@ -456,8 +456,8 @@ def test_two_replays_at_once_store_each_of_100_once(shop):
 
 def test_control_without_the_lock_two_at_once_store_twice(orders, monkeypatch):
     """The test above can fail."""
-    monkeypatch.setattr(deadletters, "_LOCK", "")
-    monkeypatch.setattr(deadletters, "_mark", lambda *_: None)
+    monkeypatch.setattr(replaying, "_LOCK", "")
+    monkeypatch.setattr(replaying, "_mark", lambda *_: None)
     refuse(orders, 100)
     orders.do(orders.heal, AS_COPY_ENDS.format(orders.table))
     assert two_at_once(orders) == [100, 100]
@@ -466,7 +466,7 @@ def test_control_without_the_lock_two_at_once_store_twice(orders, monkeypatch):
 
 def test_two_replays_at_once_share_what_is_free(shop, monkeypatch):
     """Each takes seven at a time, as fast as it can."""
-    monkeypatch.setattr(deadletters, "CHUNK", 7)
+    monkeypatch.setattr(replaying, "CHUNK", 7)
     refuse(shop, 100)
     shop.do(shop.heal)
     begin = threading.Barrier(2)
@@ -995,7 +995,7 @@ def test_bytes_that_are_no_line_take_no_neighbour_with_them(orders, capsys):
 @pytest.mark.parametrize(("row", "lost"), [(b"x\\\n", 1), (b"\\.\n", 3)], ids=repr)
 def test_control_such_bytes_do_take_neighbours_with_them(orders, monkeypatch, row, lost):
     """Sent unseen, an escaped newline or the end of a COPY makes rows that are marked as stored vanish."""
-    monkeypatch.setattr(deadletters, "is_line", lambda _row: True)
+    monkeypatch.setattr(replaying, "is_line", lambda _row: True)
     refuse(orders, 3)
     orders.do(orders.heal)
     one_column(orders)
@@ -1014,7 +1014,7 @@ def test_moments_and_numbers_that_nobody_of_ours_wrote_stop_nothing(orders, caps
             f"VALUES ({at}, 1, {position}, '\"public\".\"orders\"', '{{user_id}}', '999\n', '23503', {2**31 - 1})"
         )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(deadletters, "CHUNK", 1)
+        patch.setattr(replaying, "CHUNK", 1)
         assert len(replay(orders.read, NOW + DAY, due=True).refused) == 4  # neither 'infinity' nor the last moment
         assert len(replay(orders.read, NOW).refused) == 6
     capsys.readouterr()
