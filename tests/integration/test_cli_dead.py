@@ -836,7 +836,7 @@ def test_a_database_of_an_earlier_version_is_written_to_and_the_command_says_wha
 
 def test_no_table_here_is_said(empty_dsn, capsys):
     assert main(["dead", "list", "--dsn", empty_dsn]) == 1
-    assert 'there is no table "logsluice".dead_letter in database' in capsys.readouterr().err
+    assert 'there is no table "logsluice"."dead_letter" in database' in capsys.readouterr().err
 
 
 def test_another_schema_is_in_every_command(dsn, capsys):

@@ -7,6 +7,7 @@ import contextlib
 import importlib
 import os
 import re
+import shlex
 import sys
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -84,6 +85,16 @@ def place(args: argparse.Namespace, conn: psycopg.Connection[Any], table: str | 
     """Return what is looked at, for messages: a table of the schema, or all of it."""
     what = f"schema {quote(args.schema)}" if table is None else f"{quote(args.schema)}.{quote(table)}"
     return f"{what} in database {quote(conn.info.dbname)}"
+
+
+def command(args: argparse.Namespace, *words: str) -> str:
+    """Return a command to run next, without the DSN: it may hold a password."""
+    return shlex.join(["logsluice", *words]) + (" --dsn ..." if args.dsn is not None else "")
+
+
+def schema_words(args: argparse.Namespace) -> list[str]:
+    """Return what names the schema in a command, nothing for the usual one."""
+    return [] if args.schema == "logsluice" else ["--schema", args.schema]
 
 
 @contextlib.contextmanager

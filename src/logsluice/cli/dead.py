@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import shlex
 import sys
 from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any
@@ -19,17 +18,16 @@ from typing import TYPE_CHECKING, Any
 import psycopg
 
 from logsluice import deadletters, holds, privileges
-from logsluice.cli import common
+from logsluice.cli import common, dead_report
+from logsluice.cli.dead_report import NULL, again, nobody
 from logsluice.cli.output import say_anything, visible
-from logsluice.columns import quote
-from logsluice.deadletters import DEAD_LETTER_RETENTION, HEALS, MOST_TRIES, DeadLetter, Id
+from logsluice.deadletters import DEAD_LETTER_RETENTION, HEALS, MOST_TRIES, Id
 from logsluice.errors import ConfigError, LogsluiceError
+from logsluice.schema import migration
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
 
-NULL = r"\N"  # as COPY writes it, here and in `edit`
-LISTED = 10  # ids shown for one reason: enough to look at some of them
 # A day, as in `prune`: `--older-than 30m` by somebody who meant months must not drop what nobody has looked at.
 LEAST = timedelta(days=1)
 
@@ -99,10 +97,10 @@ def _list(args: argparse.Namespace) -> int:
         except ConfigError as error:
             args.wrong(f"--target: {error}")
         more = len(letters) == args.limit
-        where = f"{quote(args.schema)}.dead_letter in database {quote(conn.info.dbname)}"
+        where = common.place(args, conn, "dead_letter")
     say_anything(sys.stdout)
     for letter in letters:
-        print(json.dumps(_json(letter)) if args.json else _line(letter))
+        print(json.dumps(dead_report.as_json(letter)) if args.json else dead_report.line(letter))
     if not letters:
         print(f"no dead letter{'' if args.all else ' waits'} in {where}", file=sys.stderr)
     if more:
@@ -110,70 +108,14 @@ def _list(args: argparse.Namespace) -> int:
     return 0
 
 
-def _line(letter: DeadLetter) -> str:
-    parts = (_second(letter.at), str(letter.id), letter.target, letter.state, letter.sqlstate or "-", _why(letter))
-    return "  ".join(map(visible, parts))
-
-
-def _why(letter: DeadLetter) -> str:
-    """Return the reason without its SQLSTATE; the table holds it in ASCII, with the sign for a hidden value escaped."""
-    why = (letter.error or "-").removesuffix(f" [{letter.sqlstate}]")
-    return why.replace(r"\u2026", "\u2026")
-
-
-def _json(letter: DeadLetter) -> dict[str, Any]:
-    """Return it without its row: that can hold anything, and `show` shows it."""
-    kept = ("at", "seq", "target", "sqlstate", "error", "tries", "due", "stuck", "replayed_at", "state")
-    return {"id": str(letter.id), **letter.id._asdict(), **{name: getattr(letter, name) for name in kept}}
-
-
 def _show(args: argparse.Namespace) -> int:
     with _told(args, "SELECT") as conn:
         letter = deadletters.find(conn, [args.id], args.schema).get(args.id)
     if letter is None:
-        return _nobody(args, [args.id])
+        return nobody(args, [args.id])
     say_anything(sys.stdout)
-    print("\n".join(_whole(letter, args)))
+    print("\n".join(dead_report.whole(letter, args)))
     return 0
-
-
-def _whole(letter: DeadLetter, args: argparse.Namespace) -> Iterator[str]:
-    tried = f", tried {letter.tries} times" if letter.tries else ""
-    due = f", next try due {_second(letter.due)}" if letter.due and letter.state == "waiting" else ""
-    yield f"dead letter {letter.id}, {letter.state}{tried}{due}"
-    yield f"rejected {_second(letter.at)} by {visible(letter.target)}"
-    yield f"reason: {visible(letter.sqlstate or '-')} {visible(_why(letter))}"
-    yield ""
-    texts = letter.texts()
-    if texts is None:
-        yield "its row is not one line of COPY text with one value for each of its columns:"
-        yield visible(letter.row.decode(errors="backslashreplace"))
-    for column, text in (texts or {}).items():
-        yield f"{visible(column)} = {NULL if text is None else visible(text)}"
-    yield ""
-    yield from _next(letter, args)
-
-
-def _next(letter: DeadLetter, args: argparse.Namespace) -> Iterator[str]:
-    name = str(letter.id)
-    again = _again(args, "replay", *(["--even-damaged"] if letter.damaged else []), name)
-    if letter.state == "replayed":
-        yield f"It was stored {_second(letter.replayed_at)}. What removes it here:"
-        yield f"  {_again(args, 'drop', name, '--yes')}"
-        return
-    if letter.texts() is None:
-        yield "It cannot be sent or edited so: write its row and columns anew with SQL, or drop it:"
-        yield f"  {_again(args, 'drop', name)}"
-        return
-    if letter.damaged:
-        yield "Its bytes come from a damaged block of a journal: mend what is not as it was logged. Next:"
-    elif letter.sqlstate in HEALS:
-        yield "Mend what the reason names, a row that is missing or a constraint, or change a value. Next:"
-    else:
-        yield "Change the value that the reason names, or the table. Next:"
-    yield f"  {_again(args, 'edit', name)} COLUMN=VALUE"
-    yield f"  {again}"
-    yield f"  {_again(args, 'drop', name)}"
 
 
 # --- mending and sending again -------------------------------------------------------------------------------------
@@ -186,14 +128,14 @@ def _edit(args: argparse.Namespace) -> int:
     with _told(args, "SELECT", "UPDATE") as conn:
         letter = deadletters.find(conn, [args.id], args.schema).get(args.id)
         if letter is None:
-            return _nobody(args, [args.id])
+            return nobody(args, [args.id])
         values = dict(_value(text, letter.columns or ()) for text in args.values)
         letter = deadletters.edit(conn, args.id, values, args.schema)
     say_anything(sys.stdout)
     texts = letter.texts() or {}
     for column in values:
         print(f"{visible(column)} = {NULL if texts[column] is None else visible(texts[column] or '')}")
-    print(f"It waits with its new values. Next:\n  {_again(args, 'replay', str(args.id))}")
+    print(f"It waits with its new values. Next:\n  {again(args, 'replay', str(args.id))}")
     return 0
 
 
@@ -218,11 +160,11 @@ def _replay(args: argparse.Namespace) -> int:
             return _count(conn, args)
         done = deadletters.replay(conn, args.schema, now=now(), due=args.due)
         damaged = sum(one.number for one in deadletters.waiting(conn, args.schema) if one.damaged)
-    status = _report(args, done, say_none="no dead letter is due" if args.due else "no dead letter waits")
+    status = dead_report.replayed(args, done, say_none="no dead letter is due" if args.due else "no dead letter waits")
     if damaged and not args.due:
         print(
             f"{damaged} from a damaged block of a journal were not sent: look at each, then\n"
-            f"  {_again(args, 'replay', '--even-damaged')} ID",
+            f"  {again(args, 'replay', '--even-damaged')} ID",
             file=sys.stderr,
         )
         return 1
@@ -232,14 +174,14 @@ def _replay(args: argparse.Namespace) -> int:
 def _replay_named(conn: psycopg.Connection[Any], args: argparse.Namespace) -> int:
     ids = set(args.ids)
     found = deadletters.find(conn, ids, args.schema)
-    status = 0 if len(found) == len(ids) else _nobody(args, ids - found.keys())
+    status = 0 if len(found) == len(ids) else nobody(args, ids - found.keys())
     waiting = {one for one, letter in found.items() if letter.replayed_at is None}
     for one in sorted(found.keys() - waiting):
-        print(f"{one} was stored {_second(found[one].replayed_at)}, and is not sent again")
+        print(f"{one} was stored {dead_report.second(found[one].replayed_at)}, and is not sent again")
     damaged = set() if args.even_damaged else {one for one in waiting if found[one].damaged}
     for one in sorted(damaged):
         print(f"{one} comes from a damaged block of a journal and may hold anything. When you have looked at it:")
-        print(f"  {_again(args, 'replay', '--even-damaged', str(one))}")
+        print(f"  {again(args, 'replay', '--even-damaged', str(one))}")
     wanted = waiting - damaged
     if not wanted:
         return 1 if damaged else status
@@ -247,28 +189,7 @@ def _replay_named(conn: psycopg.Connection[Any], args: argparse.Namespace) -> in
     told = {*done.stored, *(one for one, _ in (*done.refused, *done.held))}
     busy = "another replay or edit has it now: run the same again"
     done.held += [(one, busy) for one in sorted(wanted - told)]
-    return max(status, _report(args, done, say_none=""), 1 if damaged else 0)
-
-
-def _report(args: argparse.Namespace, done: deadletters.Replayed, *, say_none: str) -> int:
-    say_anything(sys.stdout)
-    say_anything(sys.stderr)
-    dead = done.refused + done.held
-    if not done.stored and not dead and say_none:
-        print(say_none)
-        return 0
-    print(f"stored {len(done.stored)}")
-    if not dead:
-        return 0
-    stuck = f", {done.stuck} of them given up after {MOST_TRIES} tries" if done.stuck else ""
-    print(f"{len(dead)} stay dead{stuck}:", file=sys.stderr)
-    reasons: dict[str, list[Id]] = {}
-    for one, why in dead:
-        reasons.setdefault(why, []).append(one)
-    for why, ids in reasons.items():
-        print(f"  {visible(why)}\n    {_some(ids)}", file=sys.stderr)
-    print(f"What each holds and what to do next:\n  {_again(args, 'show')} ID", file=sys.stderr)
-    return 1
+    return max(status, dead_report.replayed(args, done, say_none=""), 1 if damaged else 0)
 
 
 def _count(conn: psycopg.Connection[Any], args: argparse.Namespace) -> int:
@@ -280,7 +201,7 @@ def _count(conn: psycopg.Connection[Any], args: argparse.Namespace) -> int:
     for one in counted:
         note = "  from a damaged block of a journal: not sent" if one.damaged else ""
         print(f"{one.number:>9,}  {visible(one.target)}  {visible(one.sqlstate or '-')}{note}")
-    print(f"\nThis was a dry run, nothing was sent. To send them:\n  {_again(args, 'replay', '--yes')}")
+    print(f"\nThis was a dry run, nothing was sent. To send them:\n  {again(args, 'replay', '--yes')}")
     return 0
 
 
@@ -299,7 +220,7 @@ def _drop(args: argparse.Namespace) -> int:
         waiting, replayed = deadletters.droppable(conn, args.schema, **what)
         lacking = set(args.ids) - deadletters.find(conn, args.ids, args.schema).keys() if args.ids else set()
         dropped = deadletters.drop(conn, args.schema, **what) if args.yes else 0
-    status = _nobody(args, lacking) if lacking else 0
+    status = nobody(args, lacking) if lacking else 0
     if args.yes:
         print(f"dropped {dropped}")
         return status
@@ -309,7 +230,7 @@ def _drop(args: argparse.Namespace) -> int:
         if args.older_than is not None:
             words += ["--older-than", f"{int(age.total_seconds()) // 60}m" if age % LEAST else f"{age.days}d"]
         words += ["--replayed"] if args.replayed else []
-        print(f"\nThis was a dry run, nothing was dropped. To drop them:\n  {_again(args, 'drop', *words, '--yes')}")
+        print(f"\nThis was a dry run, nothing was dropped. To drop them:\n  {again(args, 'drop', *words, '--yes')}")
     return status
 
 
@@ -320,9 +241,8 @@ def _drop(args: argparse.Namespace) -> int:
 def _told(args: argparse.Namespace, *needed: str) -> Iterator[psycopg.Connection[Any]]:
     """Connect, and turn an error of the server into one line that says what to do."""
     with common.connect(args) as conn:
-        table = f"{quote(args.schema)}.dead_letter"
-        where = f"{table} in database {quote(conn.info.dbname)}"
-        migrate = shlex.join(["logsluice", "migrate", *_schema(args)])
+        where = common.place(args, conn, "dead_letter")
+        migrate = migration(args.schema)
         try:
             yield conn
         except (psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName):
@@ -342,33 +262,6 @@ def _told(args: argparse.Namespace, *needed: str) -> Iterator[psycopg.Connection
         except psycopg.Error as error:
             hint = ". What was being sent is stored whole or not at all: run the same again" if conn.closed else ""
             raise LogsluiceError(f"{where}: {common.reason(error)}{hint}") from None
-
-
-def _nobody(args: argparse.Namespace, ids: Collection[Id]) -> int:
-    print(f"there is no dead letter {_some(sorted(ids))}. Those that wait:\n  {_again(args, 'list')}", file=sys.stderr)
-    return 1
-
-
-def _some(ids: Collection[Id]) -> str:
-    names = [str(one) for one in ids]
-    more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
-    return ", ".join(names[:LISTED]) + more
-
-
-def _again(args: argparse.Namespace, *words: str) -> str:
-    """Return the command to run next, without the DSN: it may hold a password."""
-    dsn = " --dsn ..." if args.dsn is not None else ""
-    return shlex.join(["logsluice", "dead", words[0], *_schema(args), *words[1:]]) + dsn
-
-
-def _schema(args: argparse.Namespace) -> list[str]:
-    return [] if args.schema == "logsluice" else ["--schema", args.schema]
-
-
-def _second(moment: str | None) -> str:
-    """Return a moment of a dead letter as people read it."""
-    text = visible(moment or "-")
-    return text.split(".")[0].replace("T", " ") + "Z" if text.endswith("Z") else text
 
 
 def _id(text: str) -> Id:

@@ -272,9 +272,9 @@ def _export(folder: Folder, args: argparse.Namespace) -> int:
 
 
 def _again(args: argparse.Namespace, *words: str) -> str:
-    """Return the command to run next, without the DSN: it may hold a password."""
-    dsn = " --dsn ..." if args.dsn is not None and words else ""
-    return shlex.join(["logsluice", "journal", args.folder, *words]) + dsn
+    if not words:  # what shows the folder needs no database
+        return shlex.join(["logsluice", "journal", args.folder])
+    return common.command(args, "journal", args.folder, *words)
 
 
 def _many(count: int, thing: str) -> str:

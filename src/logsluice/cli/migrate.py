@@ -184,4 +184,4 @@ def _sql(conn: psycopg.Connection[Any], args: argparse.Namespace) -> str:
     command = ["logsluice", "migrate", "--sql"]
     command += ["--after", str(version)] if version else []
     command += [f"--{one}" for one in ("compat", "rollup") if getattr(args, one)]
-    return shlex.join(command + ([] if args.schema == "logsluice" else ["--schema", args.schema]))
+    return shlex.join(command + common.schema_words(args))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import shlex
 import sys
 from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any
@@ -134,12 +133,9 @@ def _table(parts: Sequence[partitions.Partition], held: Mapping[str, str]) -> st
 
 
 def _for_real(args: argparse.Namespace) -> str:
-    """Return the command to run, without the DSN: it may hold a password."""
     minutes = int(args.keep.total_seconds()) // 60
     keep = f"{minutes // 1440}d" if minutes % 1440 == 0 else f"{minutes}m"
-    schema = [] if args.schema == "logsluice" else ["--schema", args.schema]
-    dsn = " --dsn ..." if args.dsn is not None else ""
-    return shlex.join(["logsluice", "prune", "--keep", keep, *schema, "--yes"]) + dsn
+    return common.command(args, "prune", "--keep", keep, *common.schema_words(args), "--yes")
 
 
 def _minute(moment: datetime | None) -> str:
