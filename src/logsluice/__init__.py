@@ -39,7 +39,7 @@ logsluice: Python logs into PostgreSQL, files, HTTP. The map, in the order in wh
     deadletters/   dead letters, mended, sent again, dropped;  devserver/  an embedded PostgreSQL;  doctor/;  cli/
     journals.py    a journal's folder, shown and loaded by hand;  conformance.py: the rules of a sink, tried
     query.py       stored records, read: grammar.py (the filter, pure), conditions.py (its SQL), records.py, ids.py
-    following.py   the same, followed as it is stored; snapshots.py: which rows are new
+    following.py   the same, followed as it is stored; late.py: what comes too late; snapshots.py: which rows are new
     tracing.py     traces and their spans, begun and ended; traceparent.py: W3C headers;  traces.py: one, read as a tree
     reports/       figures of what is stored, exact: `logsluice stats`
     contrib/       types of logs that many programs keep, each a table when it is first used

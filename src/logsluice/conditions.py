@@ -12,12 +12,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from psycopg import sql
+from psycopg.rows import tuple_row
 
 from logsluice.columns import in_query
 from logsluice.grammar import EQUAL, REGEX, TEXT, Term, number
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from datetime import datetime
+
+    import psycopg
 
 # Digits are bounded: PostgreSQL's numeric has 131,072 of them, and an attribute may be a longer text of digits.
 _NUMBER = sql.Literal(r"^[+-]?[0-9]{1,30}(\.[0-9]{0,30})?([eE][+-]?[0-9]{1,2})?$")
@@ -46,6 +50,19 @@ def all_of(conditions: Sequence[Condition]) -> Condition:
     return Condition(
         sql.SQL(" AND ").join(one.sql for one in conditions), tuple(v for one in conditions for v in one.values)
     )
+
+
+def between(since: datetime | None, until: datetime | None) -> Condition:
+    """Return the condition of since <= ts < until; None: no such bound."""
+    bounds = ((">=", since), ("<", until))
+    return all_of([made(f"r.ts {operator} %s", values=[edge]) for operator, edge in bounds if edge is not None])
+
+
+def rows(conn: psycopg.Connection[Any], query: Condition) -> list[tuple[Any, ...]]:
+    """Return what a whole query finds."""
+    cursor = conn.cursor(row_factory=tuple_row)
+    cursor.execute(sql.Composed([query.sql]), query.values)
+    return cursor.fetchall()
 
 
 def of_term(term: Term) -> Condition:

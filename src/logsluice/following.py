@@ -8,8 +8,7 @@ A look reads the rows that were stored since the last one (snapshots.py), by the
    that this was all: `stored` of each stream, read in the same snapshot, has risen by the rows that were counted.
 3. Where it has risen by more, or after a sixth of the window, the look is *wide*: it reads the whole window, of all
    that was stored since the last wide look. Rows without a stream (restored, or inserted by hand) are found by it.
-4. What a stream has stored beyond the rows of a wide look is late. `stored` does not say in which table: a stream that
-   was never seen here is looked for once, in the other tables, then in the older rows of this one.
+4. What a stream has stored beyond the rows of a wide look is late (late.py).
 5. A row that may be found again by a later look is kept by its identity until it cannot be; that is what `xmin` below
    `oldest` means. All other state is two snapshots and a number for each stream.
 
@@ -23,18 +22,21 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import psycopg
 from psycopg import sql
 from psycopg.rows import tuple_row
 
 from logsluice import conditions, snapshots
 from logsluice.columns import in_query
+from logsluice.conditions import between, rows
 from logsluice.errors import LogsluiceError
+from logsluice.late import LateRows
 from logsluice.records import Key, read_json
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from datetime import datetime
+
+    import psycopg
 
     from logsluice.conditions import Condition
     from logsluice.records import Plan, Record
@@ -46,7 +48,6 @@ PAGE = 10_000  # rows read in one transaction: 2 s of a busy system, 10 MB of or
 WIDE = 1 / 6
 # What a narrow look reads at least: a batch waits for `linger` (0.5 s), and a slow one takes a second.
 NARROW = timedelta(seconds=2)
-_DAY = timedelta(days=1)  # late rows are looked for in the last day first, then in all partitions
 _RIGHTS = """
     SELECT c.relname, c.relkind IN ('r', 'p') AND has_table_privilege(c.oid, 'SELECT')
                       AND NOT row_security_active(c.oid)
@@ -55,47 +56,11 @@ _RIGHTS = """
 """
 
 
-@dataclass(frozen=True)
-class Late:
-    """
-    Rows that were stored too late to be shown: of one stream, `count` of them.
-
-    `query.iterate(late.filter, table=late.table, since=late.since, until=late.until)` finds them. `found`: how many
-    rows it finds. It is more than `count` where a stream was late, caught up, and was late again: some were shown.
-    None where the server took too long to count them; then `since` is None, too, and `filter` names the stream alone.
-    """
-
-    table: str
-    stream: int
-    count: int
-    found: int | None
-    since: datetime | None
-    until: datetime
-    seqs: tuple[int, int] | None  # the lowest and the highest
-
-    @property
-    def filter(self) -> str:
-        """What finds them, in the grammar of filters."""
-        seqs = "" if self.seqs is None else f" seq>={self.seqs[0]} seq<={self.seqs[1]}"
-        return f"stream={self.stream}{seqs}"
-
-
 class Counted(NamedTuple):
     """The new rows of a stream that a look found."""
 
     rows: int
     oldest: datetime
-
-
-@dataclass
-class _Run:
-    """Late rows of a stream that were not told yet."""
-
-    base: Snapshot  # they were stored after this one,
-    first: datetime
-    count: int = 0
-    before: datetime | None = None  # are older than this,
-    end: Snapshot | None = None  # and were stored up to here
 
 
 @dataclass
@@ -115,7 +80,7 @@ class Look:
 class Page(NamedTuple):
     """What `read` found and `accept` takes in."""
 
-    look: Look | None  # None: nothing was stored
+    look: Look
     found: Sequence[tuple[Record, bool]]  # whether a later look may find it, too
     end: bool
 
@@ -130,43 +95,34 @@ class Follower:
         self, conn: psycopg.Connection[Any], plan: Plan, schema: str, table: str, others: Sequence[str], *,
         since: datetime | None, last: int | None, window: timedelta,
     ) -> None:  # fmt: skip
-        self._plan, self._table, self.window = plan, table, window
+        self._plan, self.window = plan, window
         self._since, self._last = since, last
         self._streams = sql.Identifier(schema, "stream")
-        self._others = [sql.SQL(in_query(schema, one)) for one in others if one != table]
-        rights = dict(_rows(conn, conditions.made("{}", sql.SQL(_RIGHTS), values=[schema, [table, "stream"]])))
+        elsewhere = [sql.SQL(in_query(schema, one)) for one in others if one != table]
+        self.late = LateRows(table, plan.source, elsewhere, window)
+        rights = dict(rows(conn, conditions.made("{}", sql.SQL(_RIGHTS), values=[schema, [table, "stream"]])))
         self._dated = rights.get(table, False)  # its rows say which transaction stored them
         self.counts_late = self._dated and rights.get("stream", False)
         self._base: Snapshot | None = None  # of the last look
         self._wide: Snapshot | None = None  # of the last wide one
         self._shown: set[tuple[int, int]] = set()
         self._stored: dict[int, int] = {}
-        self._ours: set[int] = set()
-        self._foreign: set[int] = set()
         self._reach = NARROW
         self._under_way: Look | None = None
-        self._runs: dict[int, _Run] = {}
-        self._told: dict[int, datetime] = {}
-
-    # --- reading ------------------------------------------------------------------------------------------------------
 
     def read(self, conn: psycopg.Connection[Any]) -> Page:
         """Begin a look, or read the next page of the one that is under way."""
         look = self._under_way or self._begin(conn)
-        if look is None:
-            return Page(None, (), end=True)
         if self._base is not None or self._last is None:
             # From `since` on; without it there is nothing to show yet.
-            rows = self._select(conn, look, PAGE) if self._base is not None or self._since is not None else []
-            return Page(look, rows, end=len(rows) < PAGE)
-        rows = self._select(conn, look, self._last, backwards=True) if self._last else []
-        return Page(look, rows[::-1], end=True)
+            found = self._select(conn, look, PAGE) if self._base is not None or self._since is not None else []
+            return Page(look, found, end=len(found) < PAGE)
+        found = self._select(conn, look, self._last, backwards=True) if self._last else []
+        return Page(look, found[::-1], end=True)
 
     def accept(self, page: Page) -> list[Record]:
         """Take in a page, and return what is to be shown of it."""
         look = page.look
-        if look is None:
-            return []
         new = []
         for record, again in page.found:
             key = (record.stream, record.seq)
@@ -185,15 +141,12 @@ class Follower:
             self._since = self._since or look.snapshot.now
         if look.wide:
             self._wide, self._shown = look.snapshot, look.again
-        for stream, count in look.late.items():
-            assert self._base is not None
-            run = self._runs.setdefault(stream, _Run(self._base, look.snapshot.now))
-            run.count, run.before, run.end = run.count + count, look.floor, look.snapshot
+        self.late.looked(look.snapshot, look.floor, look.late)
         self._base = look.snapshot
         self._stored.update(look.stored)
         return new
 
-    def _begin(self, conn: psycopg.Connection[Any]) -> Look | None:
+    def _begin(self, conn: psycopg.Connection[Any]) -> Look:
         """Decide what a look reads."""
         snapshot = snapshots.take(conn)
         if self._base is None or self._wide is None:
@@ -207,7 +160,7 @@ class Follower:
         moved = self._moved(conn, self._base)
         risen = {
             stream: rise for stream, now in moved.items()
-            if stream not in self._foreign and (rise := self._rise(stream, now)) > 0
+            if stream not in self.late.foreign and (rise := self._rise(stream, now)) > 0
         }  # fmt: skip
         if snapshot.now - self._wide.now < self.window * WIDE:
             floor = max(window, self._base.now - self._reach)
@@ -221,9 +174,8 @@ class Follower:
             stream: lack for stream, rise in risen.items()
             if (lack := rise - (counted[stream].rows if stream in counted else 0)) > 0
         }  # fmt: skip
-        self._ours |= counted.keys()
-        self._tell_apart(conn, [stream for stream in lacking if stream not in self._ours], window)
-        late = {stream: lack for stream, lack in lacking.items() if stream in self._ours}
+        self.late.ours |= counted.keys()
+        late = {stream: lacking[stream] for stream in self.late.of_this_table(conn, lacking, window)}
         return Look(snapshot, self._new(self._wide), window, wide=True, stored=moved, late=late)
 
     def _rise(self, stream: int, now: int) -> int:
@@ -244,11 +196,7 @@ class Follower:
         self, conn: psycopg.Connection[Any], look: Look, limit: int, *, backwards: bool = False
     ) -> list[tuple[Record, bool]]:
         plan = self._plan
-        bounds = [look.base]
-        if look.floor is not None:
-            bounds.append(_at_least(look.floor))
-        if self._since is not None:
-            bounds.append(_at_least(self._since))
+        bounds = [look.base, between(look.floor, None), between(self._since, None)]
         if look.last is not None:
             bounds.append(conditions.made("r.ts >= %s AND (r.ts, r.stream, r.seq) > (%s, %s, %s)",
                                           values=[look.last.ts, *look.last]))  # fmt: skip
@@ -270,112 +218,13 @@ class Follower:
         if not self.counts_late:
             return {}
         new = snapshots.EVER if base is None else base.maybe_after()
-        return dict(_rows(conn, conditions.made("SELECT r.stream, r.stored FROM {} r WHERE {}", self._streams, new)))
+        return dict(rows(conn, conditions.made("SELECT r.stream, r.stored FROM {} r WHERE {}", self._streams, new)))
 
     def _count(self, conn: psycopg.Connection[Any], floor: datetime) -> dict[int, Counted]:
         """Count the new rows from `floor` on, whatever the filter is, by stream."""
         assert self._base is not None
         query = conditions.made(
             "SELECT r.stream, count(*), min(r.ts) FROM {} r WHERE {} AND {} GROUP BY r.stream",
-            self._plan.source, _at_least(floor), self._base.after(),
+            self._plan.source, between(floor, None), self._base.after(),
         )  # fmt: skip
-        return {stream: Counted(*rest) for stream, *rest in _rows(conn, query)}
-
-    # --- late rows ----------------------------------------------------------------------------------------------------
-
-    def _tell_apart(self, conn: psycopg.Connection[Any], unknown: Sequence[int], window: datetime) -> None:
-        """Find out which of these streams are of this table: once for each, as long as it is followed."""
-        left = set(unknown)
-        for other in self._others:
-            if not left:
-                return
-            there = conditions.made("SELECT DISTINCT r.stream FROM {} r WHERE {} AND r.stream = ANY (%s)",
-                                    other, _at_least(window), values=[list(left)])  # fmt: skip
-            found = {row[0] for row in _rows(conn, there)}
-            self._foreign |= found
-            left -= found
-        if not left:
-            return
-        assert self._base is not None
-        try:
-            with conn.transaction():
-                for floor in (window - _DAY, None):
-                    here = conditions.made(
-                        "SELECT DISTINCT r.stream FROM {} r WHERE {} AND {} AND r.stream = ANY (%s)",
-                        self._plan.source, self._base.after(), _between(floor, window), values=[list(left)],
-                    )  # fmt: skip
-                    found = {row[0] for row in _rows(conn, here)}
-                    self._ours |= found
-                    left -= found
-                    if not left:
-                        return
-            self._foreign |= left  # of a table that is in another schema, or that this role may not read
-        except psycopg.errors.QueryCanceled:
-            self._ours |= left  # better said than kept quiet
-
-    def untold(self, *, at_end: bool) -> list[int]:
-        """Return the streams whose late rows are to be told: when no more of them come, else once a window."""
-        if self._under_way is not None or self._base is None:
-            return []
-        now = self._base.now
-        return [
-            stream for stream, run in self._runs.items()
-            if at_end or (
-                (run.end is not self._base or now - run.first >= self.window)
-                and (stream not in self._told or now - self._told[stream] >= self.window)
-            )
-        ]  # fmt: skip
-
-    def measure(self, conn: psycopg.Connection[Any], stream: int) -> Late:
-        """Find the late rows of a stream: where they begin and end, by a search of the older rows."""
-        run = self._runs[stream]
-        assert run.before is not None
-        assert run.end is not None
-        try:
-            with conn.transaction():
-                return self._measured(conn, stream, run, run.before, run.end)
-        except psycopg.errors.QueryCanceled:
-            return Late(self._table, stream, run.count, None, None, run.before, None)
-
-    def _measured(
-        self, conn: psycopg.Connection[Any], stream: int, run: _Run, before: datetime, end: Snapshot
-    ) -> Late:  # fmt: skip
-        for floor in (before - _DAY, None):
-            query = conditions.made(
-                "SELECT count(*), min(r.ts), max(r.ts), min(r.seq), max(r.seq) FROM {} r "
-                "WHERE {} AND NOT {} AND {} AND r.stream = %s",
-                self._plan.source, run.base.after(), end.after(), _between(floor, before), values=[stream],
-            )  # fmt: skip
-            rows, first, last, *seqs = _rows(conn, query)[0]
-            if rows >= run.count:
-                break
-        if not rows:  # they are gone already
-            return Late(self._table, stream, run.count, 0, None, before, None)
-        until = last + timedelta(microseconds=1)
-        query = conditions.made(
-            "SELECT count(*) FROM {} r WHERE {} AND r.stream = %s AND r.seq BETWEEN %s AND %s",
-            self._plan.source, _between(first, until), values=[stream, *seqs],
-        )  # fmt: skip
-        found = _rows(conn, query)[0][0]
-        return Late(self._table, stream, run.count, found, first, until, (seqs[0], seqs[1]))
-
-    def told(self, late: Late) -> None:
-        """Take note that late rows were told."""
-        assert self._base is not None
-        del self._runs[late.stream]
-        self._told[late.stream] = self._base.now
-
-
-def _at_least(floor: datetime) -> Condition:
-    return conditions.made("r.ts >= %s", values=[floor])
-
-
-def _between(floor: datetime | None, until: datetime) -> Condition:
-    before = conditions.made("r.ts < %s", values=[until])
-    return before if floor is None else conditions.all_of([_at_least(floor), before])
-
-
-def _rows(conn: psycopg.Connection[Any], query: Condition) -> list[tuple[Any, ...]]:
-    cursor = conn.cursor(row_factory=tuple_row)
-    cursor.execute(sql.Composed([query.sql]), query.values)
-    return cursor.fetchall()
+        return {stream: Counted(*rest) for stream, *rest in rows(conn, query)}

@@ -27,7 +27,8 @@ from logsluice import conditions, grammar
 from logsluice.columns import in_query, quote
 from logsluice.config import PostgresSettings
 from logsluice.errors import ConfigError, LogsluiceError
-from logsluice.following import Follower, Late
+from logsluice.following import Follower
+from logsluice.late import Late
 from logsluice.records import Count, Key, Plan, Record, key_of, maker, read_json, shown
 from logsluice.sinks.link import check_dsn
 from logsluice.types import RANGES
@@ -231,10 +232,10 @@ class Query:
         )  # fmt: skip
 
     def _tell_late(self, follower: Follower, late: Callable[[Late], None] | None, *, at_end: bool) -> None:
-        for stream in follower.untold(at_end=at_end):
+        for stream in follower.late.untold(at_end=at_end):
             with self._reading(repeatable=True) as conn:
-                found = follower.measure(conn, stream)
-            follower.told(found)
+                found = follower.late.measure(conn, stream)
+            follower.late.told(found)
             if late is not None:
                 late(found)
 
@@ -390,11 +391,10 @@ class Query:
         for term in terms:
             if term.operator in grammar.REGEX:
                 _try_regex(cursor, text, term)
-        found = [
-            conditions.made(f"r.ts {operator} %s", values=[self._when(name, given)])
-            for name, operator, given in (("since", ">=", since), ("until", "<", until)) if given is not None
-        ]  # fmt: skip
-        where = conditions.all_of([*found, *more, *map(conditions.of_term, terms)])
+        bounds = (
+            None if given is None else self._when(name, given) for name, given in (("since", since), ("until", until))
+        )
+        where = conditions.all_of([conditions.between(*bounds), *more, *map(conditions.of_term, terms)])
         columns = sql.SQL(", ").join(shown(name, kind) for name, kind in kinds.items())
         return Plan(sql.SQL(in_query(self.schema, table)), columns, where, maker(table, tuple(kinds)))
 

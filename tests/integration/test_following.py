@@ -7,8 +7,9 @@ import threading
 import psycopg
 import pytest
 
+from logsluice import following
 from logsluice.errors import LogsluiceError
-from logsluice.following import Follower
+from logsluice.late import LateRows
 from logsluice.query import Query
 
 STREAM, OTHER = 77, 88
@@ -173,7 +174,7 @@ def test_a_late_row_that_the_server_is_too_slow_to_find_is_told_all_the_same(dsn
         conn.execute("SET LOCAL statement_timeout = '10ms'")  # of the search alone: all else takes what it takes
         conn.execute("SELECT pg_sleep(60)")
 
-    monkeypatch.setattr(Follower, "_measured", slow)
+    monkeypatch.setattr(LateRows, "_measured", slow)
     store(conn, (0, 1))
     with Query(dsn) as query:
         follow = Followed(query)
@@ -181,3 +182,15 @@ def test_a_late_row_that_the_server_is_too_slow_to_find_is_told_all_the_same(dsn
         (late,) = follow.late
         assert (late.stream, late.count, late.found, late.since, late.seqs) == (STREAM, 1, None, None, None)
         assert [one.seq for one in query.iterate(late.filter, until=late.until)] == [2]
+
+
+def test_late_rows_are_told_at_the_end_also_between_two_pages(dsn, conn, monkeypatch):
+    monkeypatch.setattr(following, "PAGE", 1)
+    store(conn, (0, 1))
+    with Query(dsn) as query:
+        follow = Followed(query)
+        follow.steps = [lambda: store(conn, (3600, 2), (0, 3)), lambda: store(conn, (0, 4), (0, 5))]
+        for record in follow.found:
+            if record.seq == 4:
+                follow.stop.set()
+    assert [(late.count, late.seqs) for late in follow.late] == [(1, (2, 2))]
