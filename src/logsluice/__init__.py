@@ -33,7 +33,8 @@ logsluice: Python logs into PostgreSQL, files, HTTP. The map, in the order in wh
     ---- beside the path ----
     children.py    spawned children;  testing.py, pytest_plugin.py: rows for people's own tests
     middleware/    rows for requests (ASGI, WSGI) and jobs (functions, Celery)
-    retention.py, holds.py: which rows go, which stay;  maintenance.py, pruning.py: one run;  maintainer.py;  erasure.py
+    retention.py, holds.py: which rows go, which stay;  maintenance.py: one run; pruning.py, sweep.py: what it takes
+    maintainer.py  runs from a thread of its own;  erasure.py: one person's rows
     archive/       rows into files that are verified before they are dropped;  archiving.py: by hand, and back
     rollup.py      `logs` counted by hour, right under late rows, where one asks for it
     deadletters/   dead letters, mended, sent again, dropped;  devserver/  an embedded PostgreSQL;  doctor/;  cli/

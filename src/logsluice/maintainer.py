@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import psycopg
 
-from logsluice import lifecycle, maintenance, pruning
+from logsluice import lifecycle, maintenance, sweep
 from logsluice.errors import LogsluiceError
 from logsluice.primitives import Done, SimpleQueue, get_ident, start_thread
 from logsluice.sinks import SinkError
@@ -45,7 +45,7 @@ class Maintainer:
         now: Callable[[], float],
     ) -> None:
         self.runs = 0  # that ended, well or not
-        self.last: pruning.Report | None = None  # of the last run that ended well
+        self.last: sweep.Report | None = None  # of the last run that ended well
         self.link = Link(
             dataclasses.replace(settings, io_timeout=max(settings.io_timeout, ANSWER)), diagnostics, lambda: None, now
         )
@@ -122,4 +122,4 @@ class Maintainer:
 
 
 def _why(error: Exception) -> str:
-    return error.failure.message if isinstance(error, SinkError) else pruning.reason(error)
+    return error.failure.message if isinstance(error, SinkError) else sweep.reason(error)

@@ -34,8 +34,9 @@ from logsluice import holds, partitions, retention, rollup, types
 from logsluice.catalogue import scalar
 from logsluice.columns import quote
 from logsluice.errors import ConfigError, LogsluiceError
-from logsluice.pruning import Due, Gone, Job, Pruning, Report, reason
+from logsluice.pruning import Pruning
 from logsluice.retention import LogTable
+from logsluice.sweep import Due, Gone, Job, Report, reason
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

@@ -13,7 +13,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from logsluice import PostgresHandler, deadletters, holds, maintenance, partitions, pruning, retention, types
+from logsluice import PostgresHandler, deadletters, holds, maintenance, partitions, retention, sweep, types
 from logsluice import maintainer as module
 from logsluice.cli import main
 from logsluice.contrib import JobLog
@@ -129,7 +129,7 @@ def test_a_partition_that_is_emptied_goes(conn, now):
 
 
 def test_many_rows_go_in_many_small_transactions(conn, now, monkeypatch):
-    monkeypatch.setattr(pruning, "WINDOW", 2)
+    monkeypatch.setattr(sweep, "WINDOW", 2)
     put(conn, now - 5 * DAY, 40, "kept")
     conn.execute(
         "INSERT INTO logsluice.logs (ts, level, stream, seq) SELECT %s, 10, 1, n FROM generate_series(1, 2000) n",
