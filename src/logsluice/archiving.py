@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import psycopg
 
-from logsluice import archive, maintenance, partitions, types
-from logsluice.archive import Archive, manifest, rows
+from logsluice import maintenance, partitions, types
+from logsluice.archive import Archive, files, manifest, rows
 from logsluice.archive.places import told
 from logsluice.archive.source import Source, absent, columns_of, days, key_of, names, of_partition, words
 from logsluice.columns import check_name, quote
@@ -179,7 +179,7 @@ class Restore:
         """Read a file to its end; yield of each row whether it lies in the time that was asked for."""
         number = [column.name for column in one.columns].index(one.clock)
         edges = [None if edge is None else round(edge.timestamp() * 1_000_000) for edge in (self.since, self.until)]
-        for line in archive.read(self.place, one, progress):
+        for line in files.read(self.place, one, progress):
             when = rows.micros(line.split(b"\t")[number].rstrip(b"\n").decode())
             yield when is None or ((edges[0] is None or when >= edges[0]) and (edges[1] is None or when < edges[1]))
 
@@ -244,7 +244,7 @@ class Restore:
             self.conn.cursor() as cursor,
             cursor.copy(f"COPY {_STAGE} ({columns}) FROM STDIN (ENCODING 'UTF8')") as copy,
         ):
-            for line in archive.read(self.place, one, progress):
+            for line in files.read(self.place, one, progress):
                 copy.write(line)
         self.conn.execute(f"ANALYZE {_STAGE}", prepare=False)
 

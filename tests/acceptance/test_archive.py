@@ -15,8 +15,9 @@ import duckdb
 import psycopg
 import pytest
 
-from logsluice import archive, archiving, crashpoints, maintenance, partitions
-from logsluice.archive import Settings, places
+from logsluice import archiving, crashpoints, maintenance, partitions
+from logsluice.archive import Settings, manifest, places
+from logsluice.archive.files import format_module, read
 from support.howto import Service
 from support.processes import run_program, until
 from support.shop import LIMIT, Shop, message
@@ -61,9 +62,9 @@ def archived(target):
     """The messages in all files that are archives; each file is read to its end, and summed."""
     place, found = places.place_of(str(target)), []
     for one in archiving.manifests(place, None):
-        archive.manifest.check(place, one)
+        manifest.check(place, one)
         number = [column.name for column in one.columns].index("message")
-        found += [line.split(b"\t")[number].decode() for line in archive.read(place, one)]
+        found += [line.split(b"\t")[number].decode() for line in read(place, one)]
     return found
 
 
@@ -181,7 +182,7 @@ def test_duckdb_reads_it_as_it_is(conn, now, target, form, reader):
     ).fetchone()
     days = conn.execute("SELECT DISTINCT ts::date FROM logsluice.logs ORDER BY 1").fetchall()
     assert archiving.archive_all(conn, Settings(str(target), form), until=now).written
-    files = f"{reader}('{target}/logsluice/logs/*/*.{archive.format_module(form).ENDING}')"
+    files = f"{reader}('{target}/logsluice/logs/*/*.{format_module(form).ENDING}')"
     assert duckdb.sql(facts + files).fetchall() == [expected]
     assert duckdb.sql(f"SELECT DISTINCT date FROM {files} ORDER BY 1").fetchall() == days
     ours = conn.execute("SELECT ts, message, attributes::text FROM logsluice.logs ORDER BY ts, message").fetchall()

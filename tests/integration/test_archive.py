@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
 
 import psycopg
 import pytest
+from psycopg.pq import TransactionStatus
 
 from logsluice import archive, archiving, maintenance, partitions, retention, schema, types
 from logsluice.archive import Settings, manifest, places
+from logsluice.archive import files as archive_files
+from logsluice.archive.files import format_module
 from logsluice.cli import main
 from logsluice.tracing import SpanRow
 from support.processes import until
@@ -164,22 +169,44 @@ def test_what_cannot_be_archived_is_not_dropped(conn, now, tmp_path):
     assert partitions.listed(conn, "logsluice")[0].state == "attached", "readers see it as before"
 
 
+def test_a_place_that_is_full_while_the_server_still_sends(conn, now, target, monkeypatch):
+    """COPY ends with the file that cannot be written: the run goes on, on the same connection."""
+    put(conn, now - 40 * DAY, "old")
+    conn.execute(
+        "INSERT INTO logsluice.logs (ts, level, message, stream, seq) "
+        "SELECT %s, 20, repeat('x', 1000), 2, number FROM generate_series(1, 5000) AS number", [now - 40 * DAY],
+    )  # fmt: skip
+
+    def full(_writer, _batch):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(archive_files, "BATCH_ROWS", 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(format_module("jsonl").Writer, "write", full)
+        (said,) = run(conn, {"*": "30d"}, now, target).skipped
+    assert "No space left on device" in said
+    assert names(target) == []
+    assert conn.info.transaction_status == TransactionStatus.IDLE
+    assert run(conn, {"*": "30d"}, now, target).skipped == []
+    assert sum(one.rows for one in files(target)) == 5001
+
+
 def test_a_file_that_is_not_what_was_written_lets_nothing_go(conn, now, target, monkeypatch):
     """A disk that returns other bytes than it was given: only reading back finds that."""
     put(conn, now - 40 * DAY, "old")
     put(conn, now - 5 * DAY, "debug", level=10)
-    read = archive.format_module("jsonl").read
+    read = format_module("jsonl").read
 
     def other(file, columns):
         for texts in read(file, columns):
             yield [None if text in {"old", "debug"} else text for text in texts]
 
-    monkeypatch.setattr(archive.format_module("jsonl"), "read", other)
+    monkeypatch.setattr(format_module("jsonl"), "read", other)
     report = run(conn, {"DEBUG": "2d", "*": "30d"}, now, target)
     assert messages(conn) == ["debug", "old"]
     assert "checksum" in report.skipped[0]
     assert names(target) == []
-    monkeypatch.setattr(archive.format_module("jsonl"), "read", read)
+    monkeypatch.setattr(format_module("jsonl"), "read", read)
     assert run(conn, {"DEBUG": "2d", "*": "30d"}, now, target).skipped == []
     assert (messages(conn), len(files(target))) == ([], 2)
 

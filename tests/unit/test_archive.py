@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from logsluice import archive, retention
 from logsluice.archive import ArchiveError, Settings, manifest, places, rows
+from logsluice.archive.files import format_module, verify
 from logsluice.cli import progress
 from logsluice.errors import ConfigError
 
@@ -38,7 +39,7 @@ ROWS = st.lists(st.tuples(*(st.none() | MEANT[column.name] for column in COLUMNS
 @settings(max_examples=25)
 @given(batch=ROWS)
 def test_texts_come_back(form, batch):
-    module, file = archive.format_module(form), io.BytesIO()
+    module, file = format_module(form), io.BytesIO()
     writer = module.Writer(file, COLUMNS)
     if batch:
         writer.write(batch)
@@ -84,10 +85,10 @@ def test_a_checksum_is_of_all_rows_in_any_order():
 def test_a_column_of_the_name_that_parquet_adds():
     columns = [rows.Column("_exact", "double precision")]
     file = io.BytesIO()
-    writer = archive.format_module("parquet").Writer(file, columns)
+    writer = format_module("parquet").Writer(file, columns)
     writer.write([["NaN"], ["1"]])
     writer.close()
-    assert list(archive.format_module("parquet").read(file, columns)) == [["NaN"], ["1"]]
+    assert list(format_module("parquet").read(file, columns)) == [["NaN"], ["1"]]
 
 
 def test_settings():
@@ -154,7 +155,7 @@ def test_what_a_manifest_says_is_not_believed(tmp_path):
     with pytest.raises(ArchiveError, match="damaged"):
         manifest.check(place, one)
     with pytest.raises(ArchiveError, match="KeyError"):
-        archive.verify(place, one)
+        verify(place, one)
 
 
 def test_a_manifest_of_another_format(tmp_path):

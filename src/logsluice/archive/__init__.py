@@ -15,42 +15,36 @@ Rules, each against an accident:
 4. Rows that are deleted one by one are sent by the DELETE itself, and it commits after their file has its manifest.
 5. Nothing here drops anything. Who wants to waits until a call has returned; `ArchiveError` says that he may not.
 
-Memory is flat: `BATCH_ROWS` or `BATCH_BYTES` of rows at once, whichever is less.
+files.py keeps rules 1 and 2, for one file. Memory is flat: its `BATCH_ROWS` or `BATCH_BYTES` of rows at once, whichever
+is less.
 """
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-import importlib
 import importlib.util
-import secrets
-from collections import Counter
-from dataclasses import dataclass, field
-from typing import IO, TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import psycopg
 
-from logsluice import crashpoints, decoding
-from logsluice.archive import manifest, places, rows
+from logsluice.archive import files, manifest, places, rows
 from logsluice.archive.manifest import Manifest
-from logsluice.archive.places import ArchiveError, encoded, told
+from logsluice.archive.places import ArchiveError, told
 from logsluice.archive.source import absent, columns_of, names, words
 from logsluice.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections import Counter
+    from collections.abc import Callable, Generator, Sequence
 
     from logsluice.archive.source import Source
 
 __all__ = ["Archive", "ArchiveError", "Manifest", "Settings"]
 
 FORMATS = ("parquet", "jsonl")
-BATCH_ROWS = 20_000  # a row group: large enough to compress well, some 40 MB as Python's texts
-BATCH_BYTES = 16 << 20  # of one: records may have 4 MiB each
 # Rows that one DELETE sends: a file and a transaction of some seconds. Each begins its search at the beginning again.
 CHUNK = 100_000
-_TELL = 1000  # rows; drawing a bar costs as much as some of them
 _STAGE = "logsluice_archived"  # a table of the transaction
 
 
@@ -83,46 +77,6 @@ class Settings:
         return settings
 
 
-def format_module(name: str) -> Any:
-    """Return the module that writes and reads a format. Raises `ConfigError` where its package is missing."""
-    return importlib.import_module("logsluice.archive." + {"parquet": "parquet", "jsonl": "jsonlines"}[name])
-
-
-@dataclass
-class _Draft:
-    """A file that is being written: what PostgreSQL sent, and between which keys."""
-
-    columns: Sequence[rows.Column]
-    key: Sequence[str]
-    sum: rows.Sum = field(default_factory=rows.Sum)
-    first: tuple[int, list[str]] | None = None
-    last: tuple[int, list[str]] | None = None
-    bounded: bool = True
-    rules: Counter[int] = field(default_factory=Counter)
-
-    def __post_init__(self) -> None:
-        names = [column.name for column in self.columns]
-        self._places = [names.index(name) for name in self.key]
-
-    def saw(self, line: bytes) -> list[str | None]:
-        """Count a row, and return the texts of its columns."""
-        self.sum.add(line)
-        texts = decoding.texts(line)
-        when = rows.micros(texts[self._places[0]] or "")
-        if when is None:
-            self.bounded = False
-        elif self.first is None or self.last is None or not self.first[0] <= when <= self.last[0]:
-            edge = (when, [texts[place] or "" for place in self._places])
-            if self.first is None or when < self.first[0]:
-                self.first = edge
-            if self.last is None or when > self.last[0]:
-                self.last = edge
-        return texts
-
-    def edge(self, which: tuple[int, list[str]] | None) -> Mapping[str, str] | None:
-        return dict(zip(self.key, which[1], strict=True)) if which is not None and self.bounded else None
-
-
 class Archive:
     """Archives of one database at one place. `progress` is told of rows that were written."""
 
@@ -141,7 +95,7 @@ class Archive:
         self._stop = stop
         self._progress = progress
         self._place = places.place_of(settings.target)
-        self._format = format_module(settings.format)
+        files.format_module(settings.format)  # what it needs and is not there is said now
         self._sound: set[str] = set()  # paths of files that this run wrote, or has read again
 
     def line(self) -> str:
@@ -192,8 +146,6 @@ class Archive:
         query = cursor.mogrify(f"{delete} RETURNING {rule}, {names(columns).replace('%', '%%')}", [*values, *its])
         return self._write(source, columns, query, ruled=True)
 
-    # --- what is there ---
-
     def _known(self, source: Source) -> list[Manifest]:
         """Return the files of this source's folder that hold all rows of a time; those of other rules never do."""
         with told("the archive cannot be listed"):
@@ -230,20 +182,18 @@ class Archive:
                     conn.cursor() as cursor,
                     cursor.copy(f"COPY {_STAGE} ({every}) FROM STDIN (ENCODING 'UTF8')") as copy,
                 ):
-                    for line in read(self._place, one):
+                    for line in files.read(self._place, one):
                         copy.write(line)
         conn.execute(f"ANALYZE {_STAGE}", prepare=False)
         return f"({source.where}) AND {absent(source.name, _STAGE, columns, source.key)}"
 
-    # --- writing ---
-
-    def _sent(self, query: str) -> Iterator[bytes]:
+    def _sent(self, query: str) -> Generator[bytes, None, None]:
         """Yield what the server sends, a row at a time. Raises unless it counts as many."""
         number = 0
         with self._conn.cursor() as cursor:
             with cursor.copy(f"COPY ({query}) TO STDOUT (ENCODING 'UTF8')") as copy:
                 for data in copy:
-                    if number % BATCH_ROWS == 0 and self._stop():
+                    if number % files.BATCH_ROWS == 0 and self._stop():
                         raise StoppedError("stopped before it was archived")
                     number += 1
                     yield bytes(data)
@@ -254,95 +204,11 @@ class Archive:
         self, source: Source, columns: tuple[rows.Column, ...], query: str, *, ruled: bool = False
     ) -> Counter[int]:
         """Write the rows of a query into a file of their own and return how many are of which rule."""
-        draft = _Draft(columns, source.key)
-        label = encoded(source.label)
-        working = f"{source.folder}/{label}-{secrets.token_hex(4)}.tmp"
-        try:
-            with told("the archive cannot be written"):
-                for name in self._place.names(source.folder):
-                    if name.startswith(f"{label}-") and name.endswith(".tmp"):  # of a run that was killed
-                        self._place.remove(f"{source.folder}/{name}")
-            with told("the archive cannot be written"), self._place.create(working) as file:
-                self._fill(file, draft, query, ruled=ruled)
-            if draft.sum.rows:
-                crashpoints.reach("archive-written")
-                self._finish(source, draft, working)
-        finally:
-            with contextlib.suppress(Exception):  # the first error is the one to tell
-                self._place.remove(working)
-        return draft.rules
-
-    def _fill(self, file: IO[bytes], draft: _Draft, query: str, *, ruled: bool) -> None:
-        batch: list[list[str | None]] = []
-        size = 0
-        # Closed also when it fails: a gzip file that nobody closed writes its end when it is collected.
-        with contextlib.closing(self._format.Writer(file, draft.columns)) as writer:
-            for sent in self._sent(query):
-                line = sent
-                if ruled:
-                    rule, _, line = sent.partition(b"\t")
-                    draft.rules[int(rule)] += 1
-                batch.append(draft.saw(line))
-                size += len(line)
-                if len(batch) == BATCH_ROWS or size >= BATCH_BYTES:
-                    writer.write(batch)
-                    self._progress(len(batch))
-                    batch, size = [], 0
-            if batch:
-                writer.write(batch)
-                self._progress(len(batch))
-
-    def _finish(self, source: Source, draft: _Draft, working: str) -> None:
-        """Read the file back, give it its name and its manifest: rule 1."""
-        checksum = draft.sum.checksum
-        # 16 of its 32 digits: a name is for people, the manifest has them all.
-        stem = f"{encoded(source.label)}-{checksum[:16]}"
-        with told("the archive cannot be read back"):
-            size, sha256 = manifest.digest(self._place, working)
-        made = Manifest(
-            folder=source.folder, schema=source.schema, table=source.table,
-            partition=source.label if source.whole else None,
-            starts=source.starts.isoformat() if source.starts is not None else None,
-            ends=source.ends.isoformat() if source.ends is not None else None,
-            clock=source.key[0], rows=draft.sum.rows, checksum=checksum, first=draft.edge(draft.first),
-            last=draft.edge(draft.last), columns=tuple(draft.columns), format=self.settings.format,
-            file=f"{stem}.{self._format.ENDING}", bytes=size, sha256=sha256,
-        )  # fmt: skip
-        verify(self._place, dataclasses.replace(made, file=working.rpartition("/")[2]))
-        crashpoints.reach("archive-verified")
-        with told("the archive cannot be written"):
-            self._place.rename(working, made.path)
-            crashpoints.reach("archive-renamed")
-            with self._place.create(working) as file:
-                file.write(made.text().encode())
-            self._place.rename(working, f"{source.folder}/{stem}{manifest.ENDING}")
-        crashpoints.reach("archive-manifest")
-        self._sound.add(made.path)
-        self.written.append(made)
-
-
-def read(place: places.Place, one: Manifest, progress: Callable[[int], None] = lambda _rows: None) -> Iterator[bytes]:
-    """
-    Yield the rows of a file as lines of COPY text. Raises `ArchiveError` at its end if they are not as they were.
-
-    `progress` is told of rows that were read, by the thousand.
-    """
-    found = rows.Sum()
-    with told(f"{one.path} cannot be read"), place.open(one.path) as file:
-        for texts in format_module(one.format).read(file, one.columns):
-            line = rows.line(texts)
-            found.add(line)
-            if found.rows % _TELL == 0:
-                progress(_TELL)
-            yield line
-    if (found.rows, found.checksum) != (one.rows, one.checksum):
-        raise ArchiveError(
-            f"{one.path} holds {found.rows:,} rows with checksum {found.checksum}, not the {one.rows:,} with "
-            f"{one.checksum} that PostgreSQL sent"
-        )
-
-
-def verify(place: places.Place, one: Manifest) -> None:
-    """Read a file to its end. Raises `ArchiveError` unless it holds every row as PostgreSQL sent it."""
-    for _ in read(place, one):
-        pass
+        form, told_of = self.settings.format, self._progress
+        # Closed also when the file cannot be written: while a COPY runs, the transaction cannot be ended.
+        with contextlib.closing(self._sent(query)) as sent:
+            made, rules = files.write(self._place, form, source, columns, sent, ruled=ruled, progress=told_of)
+        if made is not None:
+            self._sound.add(made.path)
+            self.written.append(made)
+        return rules
