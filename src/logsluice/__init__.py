@@ -27,7 +27,7 @@ logsluice: Python logs into PostgreSQL, files, HTTP. The map, in the order in wh
     lines.py, formatters.py, rotation.py    frames that are lines of JSON or text, and what becomes of full files
     httpformats.py, httprecords.py, httpreplies.py, httptarget.py    what goes over HTTP, and what comes back. Pure
     ---- ground ----
-    accounting.py  redaction.py  context.py  config.py  httpconfig.py  configfile.py  diagnostics.py
+    accounting.py  redaction.py  context.py  config.py  checks.py  httpconfig.py  configfile.py  diagnostics.py
     patterns.py (what secrets look like), crypto.py (encrypted values, and back): redaction.py's
     primitives.py  crashpoints.py  errors.py
     ---- beside the path ----

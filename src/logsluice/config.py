@@ -1,26 +1,23 @@
 """
 The options of the handlers, checked when `dictConfig` runs: nothing is opened and nothing is started here.
 
-Frozen dataclasses, one for what all sinks share and one for each kind; each field says meaning, unit, special values.
-Durations are seconds, sizes bytes. `settings_from` builds one from what the user wrote and raises `ConfigError` with
-what to write instead.
+Frozen dataclasses, one for what all sinks share and one for each kind; each field says meaning, unit, special values,
+and `checks` what its value may be (checks.py). Durations are seconds, sizes bytes. `settings_from` builds one from what
+the user wrote and raises `ConfigError` with what to write instead.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import difflib
-import importlib
-import inspect
 import logging
 import os
-import re
 import socket
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, ClassVar, NoReturn, TypeVar
+from typing import Any, ClassVar, TypeVar
 
+from logsluice import checks
+from logsluice.checks import plain, refuse_unknown
 from logsluice.errors import ConfigError
 
 KIB = 1024
@@ -54,11 +51,26 @@ class Limits:
     message: int | None = None  # of the column
 
 
+def _limits(_name: str, value: Any) -> Limits:
+    names = [field.name for field in dataclasses.fields(Limits)]
+    if isinstance(value, Limits):
+        return value
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"limits must be a mapping of {', '.join(names)}, got {type(value).__name__}")
+    for name, number in value.items():
+        if name not in names:
+            refuse_unknown(str(name), names, "limit")
+        optional = name in {"service", "module", "operation", "message"}
+        checks.number(1, "a whole number", whole=True, none=optional)(f"limits.{name}", number)
+    if value.get("depth", 1) > 200:  # the encoder recurses: Python ends at about 1,000 frames, the program has some too
+        raise ConfigError(f"limits.depth must be at most 200, got {value['depth']!r}")
+    return Limits(**value)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Settings:
     """What every handler can be told, whatever its sink."""
 
-    checks: ClassVar[Mapping[str, Callable[[str, Any], Any]]] = {}  # of options that one kind alone has
     # What the sink does, no option.
     buries: ClassVar[bool] = False  # it keeps dead letters by itself, also while the server is away
     hints: ClassVar[bool] = False  # it has no books: the journal itself remembers how far a stream was acknowledged
@@ -106,6 +118,38 @@ class Settings:
         "keys"  # None, "keys", "patterns", a list of keys, or keys, patterns, pseudonyms, encrypt in a mapping
     )
     limits: Limits = dataclasses.field(default_factory=Limits)  # caps on what one record may carry: a mapping
+
+    checks: ClassVar[Mapping[str, Callable[[str, Any], Any]]] = {
+        "service": checks.text,
+        "environment": checks.text,
+        "service_version": checks.text,
+        "capacity_bytes": checks.number(1 * MIB, "a number of bytes", whole=True),
+        "capacity": checks.number(1, "a number of records", none=True, whole=True),
+        "when_full": checks.one_of("drop", "block"),
+        "block_timeout": checks.number(0, "seconds"),
+        "keep_level": checks.level_from,
+        "journal": checks.folder,
+        "journal_bytes": checks.number(1 * MIB, "a number of bytes", whole=True),
+        "fsync": checks.fsync,
+        "journal_unsafe_fs": checks.flag,
+        "fallback": checks.text,
+        "batch_size": checks.number(1, "a number of records", none=True, whole=True),
+        "batch_bytes": checks.number(1 * KIB, "a number of bytes", whole=True),
+        "linger": checks.number(0.001, "seconds"),  # below a millisecond the listener would only spin
+        "slow_batch": checks.number(0, "seconds"),
+        "flush_level": checks.level_from,
+        "connections": checks.connections,
+        "shard_by": checks.text,
+        "io_timeout": checks.number(0.1, "seconds"),
+        "shutdown_timeout": checks.number(0, "seconds"),
+        "backoff_initial": checks.number(0.001, "seconds"),
+        "backoff_max": checks.number(0.001, "seconds"),
+        "retry_limit": checks.number(1, "a number of retries", none=True, whole=True),
+        "idle_close": checks.number(0.1, "seconds"),
+        "max_message_bytes": checks.number(1 * KIB, "a number of bytes", whole=True),
+        "max_frame_bytes": checks.number(64 * KIB, "a number of bytes", whole=True),
+        "limits": _limits,
+    }
 
     def check(self, given: frozenset[str]) -> None:
         """Check options that only together can be wrong; `given` are those that the user wrote. Raises ConfigError."""
@@ -158,6 +202,15 @@ class PostgresSettings(Settings):
     maintenance: Any = False
     synchronous_commit: str | None = None  # PostgreSQL's setting for our transactions; None: the server's own
 
+    checks: ClassVar[Mapping[str, Callable[[str, Any], Any]]] = {
+        "dsn": checks.dsn,
+        "dsn_env": checks.variable,
+        "create": checks.flag,
+        "partition": checks.one_of(*PARTITION_WIDTHS),
+        "maintenance": checks.maintenance,
+        "synchronous_commit": checks.one_of(None, "on", "off", "local", "remote_write", "remote_apply"),
+    }
+
     def check(self, given: frozenset[str]) -> None:
         """As for all; and one way to the dsn, not two."""
         super().check(given)
@@ -188,6 +241,20 @@ class FileSettings(Settings):
     delay_compress: bool = False  # but for the newest: somebody may still be reading it
     rotate_empty: bool = False  # rotate a file without a line
 
+    checks: ClassVar[Mapping[str, Callable[[str, Any], Any]]] = {
+        "filename": checks.filename,
+        "mode": checks.mode,
+        "owner": checks.owner,
+        "max_bytes": checks.number(1 * KIB, "a number of bytes", none=True, whole=True),
+        "when": checks.when,
+        "utc": checks.flag,
+        "backup_count": checks.number(0, "a number of files", whole=True),
+        "total_bytes": checks.number(1 * KIB, "a number of bytes", none=True, whole=True),
+        "compress": checks.flag,
+        "delay_compress": checks.flag,
+        "rotate_empty": checks.flag,
+    }
+
     def check(self, given: frozenset[str]) -> None:
         """As for all; there must be a file, and one listener writes it."""
         super().check(given)
@@ -202,7 +269,7 @@ class FileSettings(Settings):
 
     def ids(self) -> tuple[int, int] | None:
         """Return (uid, gid) of `owner`, -1 for what it leaves as it is; None without an owner."""
-        return None if self.owner is None else owner_ids(self.owner)
+        return None if self.owner is None else checks.owner_ids(self.owner)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -214,6 +281,12 @@ class SinkSettings(Settings):
     format: str = "json"  # of frames: "json", one object a line, or "copy", rows of PostgreSQL's COPY text
     names: str = "sluice"  # of the keys, for "json": "sluice", "otel", "ecs", "plain"
 
+    checks: ClassVar[Mapping[str, Callable[[str, Any], Any]]] = {
+        "sink": checks.imported,
+        "options": checks.mapping,
+        "format": checks.one_of("json", "copy"),
+    }
+
     def check(self, given: frozenset[str]) -> None:
         """As for all; there must be a sink."""
         super().check(given)
@@ -221,17 +294,6 @@ class SinkSettings(Settings):
             raise ConfigError("sink is missing: name a class, for example sink='myprogram.sinks.SqliteSink'")
         if "stream" in self.options:
             raise ConfigError("options: 'stream' is what the handler itself gives the sink; take another name")
-
-
-def owner_ids(owner: str) -> tuple[int, int]:
-    """Return (uid, gid) of "user:group", names or numbers; -1 for one that is not said. Raises LookupError."""
-    import grp  # noqa: PLC0415 - not on Windows
-    import pwd  # noqa: PLC0415 - as above
-
-    user, _, group = owner.partition(":")
-    uid = -1 if not user else int(user) if user.isdecimal() else pwd.getpwnam(user).pw_uid
-    gid = -1 if not group else int(group) if group.isdecimal() else grp.getgrnam(group).gr_gid
-    return uid, gid
 
 
 Chosen = TypeVar("Chosen", bound=Settings)
@@ -260,271 +322,8 @@ def settings_from(options: Mapping[str, Any], kind: type[Chosen]) -> Chosen:
     for name, value in options.items():
         if name not in known:
             refuse_unknown(name, sorted(known))
-        check = kind.checks.get(name) or _CHECKS.get(name)
+        check = kind.checks.get(name) or Settings.checks.get(name)
         chosen[name] = check(name, plain(value)) if check else plain(value)
     settings = kind(**chosen)
     settings.check(frozenset(chosen))
     return settings
-
-
-def refuse_unknown(name: str, known: Sequence[str]) -> NoReturn:
-    """Raise `ConfigError` for an option that there is not; it says which one may be meant."""
-    near = difflib.get_close_matches(name, known, n=1)
-    hint = f"did you mean {near[0]!r}?" if near else f"known options: {', '.join(known)}"
-    raise ConfigError(f"unknown option {name!r}; {hint}")
-
-
-def refuse_all(unknown: Mapping[str, Any], kind: type) -> None:
-    """Raise `ConfigError` if a class was given options that are none of its keywords."""
-    for name in unknown:
-        known = inspect.signature(kind).parameters.values()
-        refuse_unknown(name, [one.name for one in known if one.kind is one.KEYWORD_ONLY])
-
-
-def plain(value: Any) -> Any:
-    """Copy a container of `dictConfig` into plain dicts, lists and tuples, resolving `ext://` and `cfg://`."""
-    if isinstance(value, Mapping):
-        return {key: plain(value[key]) for key in value}
-    if isinstance(value, list):
-        return [plain(value[i]) for i in range(len(value))]
-    if isinstance(value, tuple):
-        return tuple(plain(value[i]) for i in range(len(value)))
-    return value
-
-
-def level_from(name: str, value: Any) -> int:
-    """Return a level by its name or number. Raises `ConfigError`, in the option's name, for what is neither."""
-    if isinstance(value, int) and not isinstance(value, bool):
-        return value
-    number = logging.getLevelName(value) if isinstance(value, str) else None
-    if not isinstance(number, int):
-        raise ConfigError(f"{name} must be a level name or number, for example 'WARNING', got {value!r}")
-    return number
-
-
-def _number(least: float, kind: str, *, none: bool = False, whole: bool = False) -> Callable[[str, Any], Any]:
-    def check(name: str, value: Any) -> Any:
-        if value is None and none:
-            return None
-        right_type = isinstance(value, int) if whole else isinstance(value, (int, float))
-        if not right_type or isinstance(value, bool) or not value >= least:  # `not >=` refuses NaN too
-            optional = " or None" if none else ""
-            raise ConfigError(f"{name} must be {kind} of at least {least}{optional}, got {value!r}")
-        return value
-
-    return check
-
-
-def _maintenance(name: str, value: Any) -> Any:
-    if not isinstance(value, (bool, str, Mapping)) or value == "":
-        raise ConfigError(f"{name} must be true, false, retention rules as {{'*': '30d'}}, or a JSON file's path")
-    return dict(value) if isinstance(value, Mapping) else value
-
-
-def _connections(name: str, value: Any) -> int:
-    # 16: more do not help a program whose threads share one GIL, and a server has a hundred for all.
-    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 16:
-        raise ConfigError(f"{name} must be a whole number from 1 to 16, got {value!r}")
-    return value
-
-
-def _one_of(*choices: str | None) -> Callable[[str, Any], Any]:
-    def check(name: str, value: Any) -> Any:
-        if value not in choices:
-            raise ConfigError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
-        return value
-
-    return check
-
-
-def _text(name: str, value: Any) -> Any:
-    if value is not None and not isinstance(value, str):
-        raise ConfigError(f"{name} must be a string or None, got {type(value).__name__}")
-    # It goes into every row: a NUL would end a segment's data, a lone surrogate cannot be encoded.
-    if value is not None and ("\0" in value or len(value.encode("utf-8", "replace")) > KIB or not _encodes(value)):
-        raise ConfigError(f"{name} must be at most 1 KiB of text without NUL and lone surrogates, got {value[:100]!r}")
-    return value
-
-
-def _encodes(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def _variable(name: str, value: Any) -> Any:
-    if value is not None and (not isinstance(value, str) or re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", value) is None):
-        # Not shown: whoever puts the dsn itself here has put the password here.
-        raise ConfigError(f"{name} is the name of an environment variable, for example 'LOGS_DSN'; a dsn goes to dsn=")
-    return value
-
-
-def _folder(name: str, value: Any) -> Any:
-    if value is None:
-        return None
-    if not isinstance(value, (str, os.PathLike)) or not os.fspath(value) or "\0" in str(os.fspath(value)):
-        raise ConfigError(f"{name} must be the path of a folder or None, got {value!r}")
-    return os.path.abspath(os.fspath(value))  # noqa: PTH100 - a program may change its folder later
-
-
-def _filename(name: str, value: Any) -> str:
-    path = _folder(name, value)
-    if path is None or Path(path).is_dir() or str(value).endswith("/"):
-        raise ConfigError(f"{name} must be the path of a file, for example 'logs/app.log', got {value!r}")
-    if Path(path).exists() and not Path(path).is_file():
-        raise ConfigError(
-            f"{name}: {path} is no regular file; for a terminal or a pipe use logging.StreamHandler with "
-            "logsluice.formatters.SluiceJsonFormatter"
-        )
-    return str(path)
-
-
-def _mode(name: str, value: Any) -> int:
-    try:
-        number = int(value, 8) if isinstance(value, str) else value
-    except ValueError:
-        number = None
-    if isinstance(number, bool) or not isinstance(number, int) or not 0 < number <= 0o777 or not number & 0o200:
-        raise ConfigError(
-            f"{name} must be a file mode that its owner can write with, for example '0640', got {value!r}"
-        )
-    return number
-
-
-def _owner(name: str, value: Any) -> Any:
-    if value is None:
-        return None
-    try:
-        if not isinstance(value, str) or not value.strip(":"):
-            raise LookupError("it is empty")
-        owner_ids(value)
-    except LookupError as error:
-        raise ConfigError(f"{name} must be 'user:group', 'user' or ':group' that there are, got {value!r}") from error
-    return value
-
-
-def _imported(name: str, value: Any) -> Any:
-    if isinstance(value, str):
-        module, dot, attribute = value.rpartition(".")
-        try:
-            value = getattr(importlib.import_module(module), attribute) if dot else None
-        except (ImportError, AttributeError) as error:
-            raise ConfigError(
-                f"{name}: {value!r} cannot be imported ({error}); write 'package.module.Class'"
-            ) from error
-    if not callable(value):
-        raise ConfigError(f"{name} must be a class or 'package.module.Class', got {value!r}")
-    return value
-
-
-def _mapping(name: str, value: Any) -> dict[str, Any]:
-    if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
-        raise ConfigError(f"{name} must be a mapping of names to values, got {type(value).__name__}")
-    return dict(value)
-
-
-def _when(name: str, value: Any) -> Any:
-    names = {"H": "hour", "D": "midnight", "day": "midnight"}  # as logging's own handler has them
-    value = names.get(value, value) if isinstance(value, str) else value
-    return _one_of(None, "hour", "midnight", "week", "month")(name, value)
-
-
-def _fsync(name: str, value: Any) -> Any:
-    if isinstance(value, str) and value in {"never", "always"}:
-        return value
-    # 10 ms: about what one fdatasync takes on a disk that spins.
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0.01 <= value < float("inf"):
-        raise ConfigError(f"{name} must be 'never', 'always', or seconds of at least 0.01, got {value!r}")
-    return value
-
-
-def _flag(name: str, value: Any) -> bool:
-    if not isinstance(value, bool):
-        raise ConfigError(f"{name} must be true or false, got {value!r}")
-    return value
-
-
-def _dsn(_name: str, value: Any) -> Any:
-    if not isinstance(value, str) and not callable(value):
-        # The value is not shown: it may hold a password in a form that we did not foresee.
-        raise ConfigError(
-            f"dsn must be a libpq string, a URI or a callable that returns one, got {type(value).__name__}"
-        )
-    return value
-
-
-def _limits(_name: str, value: Any) -> Limits:
-    names = [field.name for field in dataclasses.fields(Limits)]
-    if isinstance(value, Limits):
-        return value
-    if not isinstance(value, Mapping):
-        raise ConfigError(f"limits must be a mapping of {', '.join(names)}, got {type(value).__name__}")
-    for name, number in value.items():
-        if name not in names:
-            near = difflib.get_close_matches(str(name), names, n=1)
-            raise ConfigError(
-                f"unknown limit {name!r}; " + (f"did you mean {near[0]!r}?" if near else f"known: {names}")
-            )
-        optional = name in {"service", "module", "operation", "message"}
-        _number(1, "a whole number", whole=True, none=optional)(f"limits.{name}", number)
-    if value.get("depth", 1) > 200:  # the encoder recurses: Python ends at about 1,000 frames, the program has some too
-        raise ConfigError(f"limits.depth must be at most 200, got {value['depth']!r}")
-    return Limits(**value)
-
-
-_CHECKS: dict[str, Callable[[str, Any], Any]] = {
-    "dsn": _dsn,
-    "dsn_env": _variable,
-    "create": _flag,
-    "maintenance": _maintenance,
-    "partition": _one_of(*PARTITION_WIDTHS),
-    "service": _text,
-    "environment": _text,
-    "service_version": _text,
-    "capacity_bytes": _number(1 * MIB, "a number of bytes", whole=True),
-    "capacity": _number(1, "a number of records", none=True, whole=True),
-    "when_full": _one_of("drop", "block"),
-    "block_timeout": _number(0, "seconds"),
-    "keep_level": level_from,
-    "journal": _folder,
-    "journal_bytes": _number(1 * MIB, "a number of bytes", whole=True),
-    "fsync": _fsync,
-    "journal_unsafe_fs": _flag,
-    "fallback": _text,
-    "batch_size": _number(1, "a number of records", none=True, whole=True),
-    "batch_bytes": _number(1 * KIB, "a number of bytes", whole=True),
-    "linger": _number(0.001, "seconds"),  # below a millisecond the listener would only spin
-    "slow_batch": _number(0, "seconds"),
-    "flush_level": level_from,
-    "connections": _connections,
-    "shard_by": _text,
-    "io_timeout": _number(0.1, "seconds"),
-    "shutdown_timeout": _number(0, "seconds"),
-    "backoff_initial": _number(0.001, "seconds"),
-    "backoff_max": _number(0.001, "seconds"),
-    "retry_limit": _number(1, "a number of retries", none=True, whole=True),
-    "synchronous_commit": _one_of(None, "on", "off", "local", "remote_write", "remote_apply"),
-    "idle_close": _number(0.1, "seconds"),
-    "max_message_bytes": _number(1 * KIB, "a number of bytes", whole=True),
-    "max_frame_bytes": _number(64 * KIB, "a number of bytes", whole=True),
-    "limits": _limits,
-    "filename": _filename,
-    "mode": _mode,
-    "owner": _owner,
-    "max_bytes": _number(1 * KIB, "a number of bytes", none=True, whole=True),
-    "when": _when,
-    "utc": _flag,
-    "backup_count": _number(0, "a number of files", whole=True),
-    "total_bytes": _number(1 * KIB, "a number of bytes", none=True, whole=True),
-    "compress": _flag,
-    "delay_compress": _flag,
-    "rotate_empty": _flag,
-    "sink": _imported,
-    "options": _mapping,
-    "format": _one_of("json", "copy"),
-}
-
-# For options that stand in modules of their own.
-flag, number, one_of, variable = _flag, _number, _one_of, _variable

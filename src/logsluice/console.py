@@ -37,7 +37,8 @@ import sys
 from typing import TYPE_CHECKING, Any, TextIO
 
 from logsluice.capture import ID_COLUMNS, Rules, capture, tidy
-from logsluice.config import KIB, Limits, flag, plain, refuse_all
+from logsluice.checks import flag, plain, refuse_all
+from logsluice.config import KIB, Limits
 from logsluice.diagnostics import Diagnostics
 from logsluice.encoding import JsonWriter, Marks, cut
 from logsluice.errors import ConfigError

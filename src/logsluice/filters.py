@@ -40,7 +40,7 @@ from typing import TYPE_CHECKING, Any
 from logsluice import lifecycle
 from logsluice.buffer import Tally
 from logsluice.capture import safe_str, timestamp
-from logsluice.config import level_from, plain, refuse_all
+from logsluice.checks import level_from, plain, refuse_all
 from logsluice.errors import ConfigError
 from logsluice.keys import key_from
 

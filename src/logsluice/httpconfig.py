@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 from urllib.parse import quote, unquote, urlsplit
 
-from logsluice.config import MIB, Settings, flag, number, one_of, variable
+from logsluice.checks import flag, number, one_of, path, variable
+from logsluice.config import MIB, Settings
 from logsluice.errors import ConfigError
 
 FORMATS = ("ndjson", "json", "otlp", "loki", "elasticsearch")
@@ -129,14 +130,6 @@ def _token(name: str, value: Any) -> Any:
     return value
 
 
-def _file(name: str, value: Any) -> Any:
-    if value is None:
-        return None
-    if not isinstance(value, (str, os.PathLike)) or not str(os.fspath(value)) or "\0" in str(os.fspath(value)):
-        raise ConfigError(f"{name} must be the path of a file or None, got {value!r}")
-    return os.path.abspath(os.fspath(value))  # noqa: PTH100 - a program may change its folder later
-
-
 def _proxy(name: str, value: Any) -> Any:
     if value is None or value == ENVIRONMENT:
         return value
@@ -159,7 +152,7 @@ class HttpSettings(Settings):
         "tenant": _header_text,
         "token": _token,
         "token_env": variable,
-        "token_file": _file,
+        "token_file": path("file"),
         "token_header": _header_name,
         "token_scheme": _header_text,
         "gzip": flag,
@@ -168,9 +161,9 @@ class HttpSettings(Settings):
         "max_requests_per_second": number(0.001, "requests", none=True),
         "retry_after_max": number(0, "seconds"),
         "verify": flag,
-        "ca_file": _file,
+        "ca_file": path("file"),
         "proxy": _proxy,
-        "dead_letters": _file,
+        "dead_letters": path("file"),
     }
 
     # Where to, and how. Never in a repr: a url and headers may hold secrets.

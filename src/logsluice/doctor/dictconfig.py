@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import logsluice
 from logsluice.base import BaseHandler
-from logsluice.config import plain
+from logsluice.checks import plain
 from logsluice.console import ConsoleHandler
 from logsluice.doctor import FAIL, OK, WARN, Finding
 from logsluice.doctor.ways import LEVELS, Way, carriers, nodes, ways

@@ -29,7 +29,7 @@ from dataclasses import fields as fields_of
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from logsluice.capture import safe_str
-from logsluice.config import refuse_unknown
+from logsluice.checks import refuse_unknown
 from logsluice.contrib import JobLog, MessageEvent
 from logsluice.errors import ConfigError
 from logsluice.middleware.requests import say

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from logsluice import context, traceparent, tracing
 from logsluice.buffer import Tally
 from logsluice.capture import safe_str
-from logsluice.config import refuse_all
+from logsluice.checks import refuse_all
 from logsluice.contrib import ApiRequest
 from logsluice.diagnostics import Diagnostics
 from logsluice.errors import ConfigError
