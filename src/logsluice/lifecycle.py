@@ -46,7 +46,7 @@ _draining: list[Listener] = []  # closed, perhaps under logging's lock, and stil
 _parked: list[Any] = []  # inherited by a fork: kept for ever, since closing would speak on the parent's socket
 _exit_deadline: float | None = None
 _exiting = False
-_registered = False
+_registered: dict[str, object] = {}  # setdefault elects who registers the hooks
 _renewing: dict[int, object] = {}  # pid -> who renews; setdefault elects
 _renewed: set[int] = set()
 _before_sigterm: Any = None  # what `drain_on_sigterm` found, called after it
@@ -54,9 +54,8 @@ _before_sigterm: Any = None  # what `drain_on_sigterm` found, called after it
 
 def register(handler: Any) -> None:
     """Have a handler renewed after a fork."""
-    global _registered
-    if not _registered:
-        _registered = True
+    mine = object()
+    if _registered.setdefault("", mine) is mine:
         os.register_at_fork(before=_before_fork, after_in_parent=_in_parent, after_in_child=_in_child)
         atexit.register(_at_exit)
     _handlers.add(handler)

@@ -28,6 +28,7 @@ from logsluice.listener import Listener
 from logsluice.redaction import Redactor
 from logsluice.routes import Route
 from logsluice.sinks import Outcome, SinkError
+from support.buffers import at_every_line
 from support.processes import until
 
 LIMIT = 20  # seconds: a net below what takes milliseconds
@@ -206,6 +207,21 @@ def test_a_snapshot_has_seen_offered_what_it_has_seen_go():
     assert stats_of(PostgresHandler(dsn=""), [bench.listener]).waiting == 0
     buffer.offered = real
     assert stats_of(PostgresHandler(dsn=""), [bench.listener]).abandoned_by == {"fallback": 1}
+
+
+def test_two_first_handlers_at_once_register_one_pair_of_hooks(monkeypatch):
+    """With two a fork waited for the locks that it held itself, and never let go of them: nothing was sent any more."""
+    hooks = []
+    monkeypatch.setattr(lifecycle, "_handlers", set())
+    monkeypatch.setattr(lifecycle, "_registered", type(lifecycle._registered)())
+    monkeypatch.setattr(lifecycle.os, "register_at_fork", lambda **given: hooks.append(given))
+    monkeypatch.setattr(lifecycle.atexit, "register", lambda _call: None)
+    for line in range(4):
+        lifecycle._registered = type(lifecycle._registered)()
+        hooks.clear()
+        with at_every_line(lambda _line: lifecycle.register("another thread's"), only=line, also={"register"}):
+            lifecycle.register("ours")
+        assert len(hooks) == 1
 
 
 # --- two routes -----------------------------------------------------------------------------------------------------
