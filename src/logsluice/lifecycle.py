@@ -160,8 +160,8 @@ def new_gate() -> Any:
 def _before_fork() -> None:
     """Keep listeners out of libpq until the fork is over. Blocks for at most `STEP` seconds, nearly always for none."""
     end = time.monotonic() + STEP
-    gates = _alive(_gates)
-    _closed_gates[get_ident()] = [one for one in gates if one.acquire(timeout=max(0.0, end - time.monotonic()))]
+    held = _closed_gates[get_ident()] = []  # filled one by one: a Ctrl-C that ends the wait leaves those it has in it
+    held.extend(one for one in _alive(_gates) if one.acquire(timeout=max(0.0, end - time.monotonic())))
 
 
 def _in_parent() -> None:

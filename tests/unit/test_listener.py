@@ -224,6 +224,22 @@ def test_two_first_handlers_at_once_register_one_pair_of_hooks(monkeypatch):
         assert len(hooks) == 1
 
 
+def test_a_ctrl_c_while_a_fork_waits_keeps_no_listener_from_its_connection(monkeypatch):
+    """Those that it held already were forgotten: nothing was sent any more."""
+
+    class Interrupted:
+        def acquire(self, timeout):
+            raise KeyboardInterrupt
+
+    held = threading.Lock()
+    monkeypatch.setattr(lifecycle, "_gates", [held, Interrupted()])
+    with pytest.raises(KeyboardInterrupt):
+        lifecycle._before_fork()
+    assert held.locked()
+    lifecycle._in_parent()  # Python forks all the same
+    assert not held.locked()
+
+
 # --- two routes -----------------------------------------------------------------------------------------------------
 
 
