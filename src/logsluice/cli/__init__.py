@@ -56,6 +56,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         _drop_output()
         return 0
     except OSError as error:  # above all a full disk, of what stdout goes to
+        if os.environ.get("LOGSLUICE_DEBUG"):
+            raise
         print(f"logsluice: {error}", file=sys.stderr)
         try:
             sys.stdout.flush()
