@@ -481,6 +481,8 @@ def test_the_command_line(dsn, conn, capsys):
     for days, width in (("1", "3h"), ("400", "800h")):
         assert main(["stats", "levels", "--rollup", "--since", f"{days}d", "--dsn", dsn]) == 0
         assert f"by level, by {width}" in capsys.readouterr().out
+    assert main(["query", "--dsn", dsn]) == 0
+    assert "xact" not in capsys.readouterr().out
     assert main(["stats", "errors", "--rollup", "--dsn", dsn]) == 2
     assert "has nothing about errors" in capsys.readouterr().err
     assert main(["migrate", "--sql", "--rollup", "--after", str(schema.sql_files()[-1].number)]) == 0
