@@ -142,7 +142,11 @@ folder = path("folder")
 def filename(name: str, value: Any) -> str:
     """Check the path of a log file; nothing is made yet."""
     file = folder(name, value)
-    if file is None or Path(file).is_dir() or str(value).endswith("/"):
+    try:
+        no_file = file is None or Path(file).is_dir() or str(value).endswith("/")
+    except OSError as error:
+        raise ConfigError(f"{name}: {str(value)[:100]!r} can be no file: {error.strerror}") from None
+    if no_file:
         raise ConfigError(f"{name} must be the path of a file, for example 'logs/app.log', got {value!r}")
     if Path(file).exists() and not Path(file).is_file():
         raise ConfigError(

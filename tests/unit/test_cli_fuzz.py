@@ -176,6 +176,7 @@ FOUND = (  # by these tests, or while they were written: each was a traceback
     ["maintain", "--once", "--types", ""], ["maintain", "--once", "--types", "raising"], ["maintain", "--once", "--rules", "deep"],
     ["maintain", "--once", "--rules", "number"], ["maintain", "--once", "--keep", f"*={'9' * 5000}d"],
     ["maintain", "--once", "--keep", "*=999999w"], ["dead", "drop", "--older-than", "999999w"], ["doctor", "--config", "deep"],
+    ["preset", "logrotate", "--filename", "x" * 5000],
 )  # fmt: skip
 
 
