@@ -383,8 +383,9 @@ def test_a_10_frozen_server(server, breakable, mode, options):
 
 def test_a_11_a_zombie_holds_the_watermark(dsn, proxy, mode, options):
     """The network keeps a transaction of a client that has gone: it holds the watermark until its own limit ends it."""
-    with opened(proxy.dsn, options, read=dsn, io_timeout=IO_TIMEOUT) as shop:
-        limit = 2 * IO_TIMEOUT  # of the server, for a transaction whose client says nothing
+    io_timeout = 4 * IO_TIMEOUT  # between its end and the server's limit, twice as long, is the wait for the lock
+    with opened(proxy.dsn, options, read=dsn, io_timeout=io_timeout) as shop:
+        limit = 2 * io_timeout  # of the server, for a transaction whose client says nothing
         held = proxy.hold_at(copy_query)
         shop.log(10)
         assert held.wait(LIMIT)

@@ -599,9 +599,9 @@ def test_c_12_one_folder_for_eight(dsn, journal, tmp_path):
     )
 
 
-# Logs and waits for a line on stdin: nothing is sent meanwhile (linger 30 s), but by the one that is named "quick".
+# Logs and waits for a line on stdin: nothing is sent meanwhile (linger 10 min), but by the one that is named "quick".
 WAITS = """
-journaled(**({"linger": 0.05} if RUN == "quick" else {}))
+journaled(linger=0.05 if RUN == "quick" else 600)
 orders(RUN, 100)
 tell(ready=1)
 sys.stdin.readline()
@@ -649,7 +649,7 @@ def test_c_13_adoption_by_a_sibling(dsn, journal, tmp_path):
 
 
 FORKS = """
-journaled()
+journaled(linger=600)
 orders(f"{RUN}-parent", 100)
 pid = os.fork()
 if pid == 0:
@@ -990,6 +990,9 @@ def test_c_22_oscillation(dsn, proxy, journal):
                 before = shop.stats.stored
                 proxy.heal()
                 threading.Event().wait(0.5)
+                assert until(
+                    lambda before=before: shop.stats.stored > before, LIMIT
+                )  # it stays longer on a busy machine
                 progress.append(shop.stats.stored - before)
         finally:
             stop.set()
@@ -1004,4 +1007,3 @@ def test_c_22_oscillation(dsn, proxy, journal):
             f"5 times away for 0.5 s; {len(shop.given)} records, out of order {disordered}, stored each time {progress}"
         )
         judge_shop("C-22", shop, note=note, recovery=recovery)
-        assert sum(progress) > 0

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import random
 import threading
-import time
 
 import psycopg
 
 from support.commits import late_commits, lose_commits
 from support.faults import storm, storm_tables
+from support.processes import until
 from support.proxy import Proxy
 from support.shop import LIMIT, Shop
 
@@ -51,25 +51,25 @@ def test_three_hundred_cuts_at_random_bytes(dsn):
 
 
 def test_a_server_that_comes_and_goes(dsn):
-    """Every half second: no livelock, everything is stored when it stays."""
+    """Every half second: each time something is stored, and everything when it stays."""
     with Proxy(dsn) as proxy, Shop(proxy.dsn, read=dsn) as shop:
-        stop = threading.Event()
+        stop, progress = threading.Event(), []
 
         def flap():
             while not stop.wait(0.5):
                 proxy.refuse()
                 proxy.cut()
                 stop.wait(0.5)
+                before = shop.stats.stored
                 proxy.heal()
+                until(lambda: shop.stats.stored > before, LIMIT)  # on a busy machine it stays longer
+                progress.append(shop.stats.stored - before)
 
         flapping = threading.Thread(target=flap)
         flapping.start()
-        end = time.monotonic() + 15
-        progress = []
-        while time.monotonic() < end:
+        while len(progress) < 15 and all(progress):
             shop.log(200)
             stop.wait(0.1)
-            progress.append(shop.stats.stored)
         stop.set()
         flapping.join(LIMIT)
         proxy.heal()
@@ -77,8 +77,7 @@ def test_a_server_that_comes_and_goes(dsn):
         shop.check()
         print(f"{proxy.cuts} cuts, {proxy.connections} connections, {len(shop.given)} records")
         assert proxy.cuts > 5
-        thirds = progress[len(progress) // 3], progress[2 * len(progress) // 3], progress[-1]
-        assert thirds[0] < thirds[1] < thirds[2]
+        assert min(progress) > 0
 
 
 def test_a_tenth_of_50_000_rows_name_one_of_40_unknown_users(dsn):
