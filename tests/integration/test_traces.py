@@ -251,7 +251,8 @@ def test_what_the_page_shows_runs(dsn, tmp_path, capsys):
         assert main(["trace", "--dsn", dsn, done.stdout.strip()]) == 0
         lines = capsys.readouterr().out.splitlines()
         trees[name] = [(len(line) - len(line.lstrip()), line.split("  {")[0].split()[-2:]) for line in lines[1:]]
-        assert not done.stderr or "made table" in done.stderr
+        for line in done.stderr.splitlines():
+            assert "made table" in line or "slow batch" in line  # a busy machine may be slow
     assert [indent for indent, _ in trees["app.py"]] == [0, 4, 4, 8, 4, 4]
     assert [indent for indent, _ in trees["pools.py"]] == [0, 4, 4, 4]
     assert [indent for indent, _ in trees["services.py"]] == [0, 4, 8, 12]

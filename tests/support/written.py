@@ -25,7 +25,8 @@ def config(**options):
     return {
         "version": 1, "disable_existing_loggers": False,
         "handlers": {"postgres": {"class": "logsluice.PostgresHandler", "dsn": DSN, "linger": 30,
-                                  "shutdown_timeout": 20, "backoff_initial": 0.01, "backoff_max": 0.1, **GIVEN, **options}},
+                                  "shutdown_timeout": 20, "backoff_initial": 0.01, "backoff_max": 0.1, "slow_batch": 60,
+                                  **GIVEN, **options}},
         "root": {"level": "INFO", "handlers": ["postgres"]},
     }
 
