@@ -17,7 +17,7 @@ import os
 import stat
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -36,6 +36,7 @@ OWNER = "owner"
 LOCK = "lock"
 CHECK = 64 * 1024  # bytes of the file that is made and removed to see whether it can be
 _ZEROS = bytes(CHECK)
+LOOKS = 10  # lists of a sub-folder whose files go meanwhile: one is enough, unless a file server's lists are old
 POLL = 0.001  # seconds between tries for the flock: it is held for about 0.2 ms
 
 # Where a preallocated file's pages can always be written: no copy on write, no server in between. statfs names are in
@@ -214,13 +215,15 @@ class Folder:
 
     def files(self, name: str) -> list[tuple[str, int]]:
         """Return (name, bytes) of a sub-folder's files."""
-        while True:
-            try:
-                return sorted((entry, self._stat(f"{name}/{entry}").st_size) for entry in self.names(name))
-            except FileNotFoundError:
-                if not self.exists(name):
-                    raise
-                # One has another name now, or is settled. Each look again is one file fewer, or one that is whole.
+        found: dict[str, int] = {}
+        for _ in range(LOOKS):
+            found, entries = {}, self.names(name)
+            for entry in entries:
+                with suppress(FileNotFoundError):  # settled meanwhile, or it has another name: a new list has that
+                    found[entry] = self._stat(f"{name}/{entry}").st_size
+            if len(found) == len(entries):
+                break
+        return sorted(found.items())
 
     def remove(self, name: str) -> bool:
         """Remove a stream's folder if nothing but its owner's file is left; whether it is gone. Its owner only."""
