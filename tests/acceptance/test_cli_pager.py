@@ -98,3 +98,10 @@ def test_an_error_needs_no_pager_and_keeps_its_status(stored):
     assert on_a_terminal(stored, "query", "level>=loud", PAGER="sed s/^/paged:/")[0] == 2
     status, shown = on_a_terminal(stored, "query", "nothing", PAGER="sed s/^/paged:/")
     assert (status, "paged:" in shown, "no records that fit" in shown) == (1, False, True)
+
+
+def test_a_pager_that_is_not_there_is_said(stored):
+    # The shell said so, what was found was gone, and the status was 0.
+    status, shown = on_a_terminal(stored, "query", PAGER="no-such-pager --colour")
+    assert status == 2
+    assert "the pager 'no-such-pager --colour' cannot be run: name another in LOGSLUICE_PAGER or PAGER" in shown

@@ -17,9 +17,13 @@ import subprocess
 import sys
 from typing import TYPE_CHECKING, Any
 
+from logsluice.errors import ConfigError
+
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Iterator
+
+NOT_RUN = {126, 127}  # a shell's status for a command that is none, or is not there
 
 
 def add_option(parser: argparse.ArgumentParser) -> None:
@@ -59,9 +63,13 @@ def paged(args: argparse.Namespace) -> Iterator[None]:
         try:
             with contextlib.suppress(BrokenPipeError):  # the reader has seen enough
                 out.close()
-            raw.wait()
+            status = raw.wait()
         finally:
             signal.signal(signal.SIGINT, handler)
+        if status in NOT_RUN:
+            raise ConfigError(
+                f"the pager {wanted!r} cannot be run: name another in LOGSLUICE_PAGER or PAGER, or say --no-pager"
+            )
 
 
 class _Raw(io.RawIOBase):
@@ -84,13 +92,14 @@ class _Raw(io.RawIOBase):
         assert self._pager.stdin is not None
         return self._pager.stdin.write(data) or 0
 
-    def wait(self) -> None:
-        """Wait for its end."""
-        if self._pager is not None:
-            assert self._pager.stdin is not None
-            with contextlib.suppress(BrokenPipeError):
-                self._pager.stdin.close()
-            self._pager.wait()
+    def wait(self) -> int:
+        """Wait for its end and return its status; 0 where none was started."""
+        if self._pager is None:
+            return 0
+        assert self._pager.stdin is not None
+        with contextlib.suppress(BrokenPipeError):
+            self._pager.stdin.close()
+        return self._pager.wait()
 
 
 class _Out(io.TextIOWrapper):
