@@ -508,7 +508,7 @@ def test_indexes_that_cost_more_than_they_give(dsn, by_dsn, monkeypatch):
 def test_who_wrote_lately(dsn, by_dsn):
     with connect(dsn) as conn:
         conn.execute("INSERT INTO logsluice.stream (stream, offered, stored) VALUES (2, 5, 5)")
-    assert "1 stream (one a process) wrote here within a day, the last 0 s ago" in by_dsn(dsn)[1]
+    assert re.search(r"1 stream \(one a process\) wrote here within a day, the last \d+ s ago", by_dsn(dsn)[1])
 
 
 @pytest.mark.parametrize(
