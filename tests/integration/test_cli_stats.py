@@ -9,6 +9,7 @@ import json
 import os
 import pty
 import re
+import select
 import signal
 import subprocess
 import sys
@@ -269,6 +270,7 @@ def page_until(terminal, text):
     """Read what a program writes to its terminal until the text is there."""
     seen = b""
     while text not in seen:
+        assert select.select([terminal], [], [], READ_SECONDS)[0], f"{text!r} did not come: {seen[-2000:]!r}"
         seen += os.read(terminal, 65536)
     return seen
 
