@@ -293,7 +293,9 @@ def _move(conn: psycopg.Connection[Any], parent: str, part: Partition) -> None:
     names = "SELECT string_agg(quote_ident(attname), ', ') FROM pg_attribute WHERE attrelid = %s::regclass"
     with conn.transaction():
         settings(conn, DROP_LOCK_TIMEOUT)
-        query = f"{names} AND attnum > 0 AND NOT attisdropped"
+        # Now, and not by the DROP: what `forget` is just deleting would be copied first.
+        conn.execute(f"LOCK TABLE {part.full_name} IN ACCESS EXCLUSIVE MODE", prepare=False)
+        query = f"{names} AND attnum > 0 AND NOT attisdropped AND attgenerated = ''"
         ((columns,),) = conn.execute(query, [part.full_name], prepare=False).fetchall()
         conn.execute(f"INSERT INTO {parent} ({columns}) SELECT {columns} FROM {part.full_name}", prepare=False)
         conn.execute(f"DROP TABLE {part.full_name}", prepare=False)

@@ -513,6 +513,7 @@ def test_a_held_row_that_comes_at_the_last_moment_stays(conn, now, late):
 
 def test_rows_that_stay_are_seen_also_where_a_writer_made_another_partition_meanwhile(conn, now, monkeypatch):
     """It could not be attached again, and nobody saw its rows any more."""
+    conn.execute("ALTER TABLE logsluice.logs ADD COLUMN size int GENERATED ALWAYS AS (length(message)) STORED")
     put(conn, now - 40 * DAY, message="mine", user_id="u-7")
     detach = partitions._detach
 
@@ -529,6 +530,24 @@ def test_rows_that_stay_are_seen_also_where_a_writer_made_another_partition_mean
     assert messages(conn) == ["late", "mine"]
     assert run(conn, STAR, now).skipped == []
     assert messages(conn) == ["mine"]
+
+
+def test_what_is_forgotten_while_rows_are_moved_is_not_moved(dsn, conn, now, monkeypatch):
+    """Copied before the DELETE was committed, the row was in `logs` again when `forget` had gone by."""
+    monkeypatch.setattr(partitions, "DROP_LOCK_TIMEOUT", f"{LIMIT}s")
+    put(conn, now - 40 * DAY, message="forgotten")
+    put(conn, now - 40 * DAY, message="other")
+    (part,) = partitions.expired(conn, "logsluice", 30 * DAY, now)
+    conn.execute(f"ALTER TABLE logsluice.logs DETACH PARTITION {part.full_name}")
+    partitions.ensure_at(conn, "logsluice", "day", now - 40 * DAY)
+    with connect(dsn) as forget, connect(dsn) as mine, ThreadPoolExecutor(1) as pool:
+        with forget.transaction():
+            forget.execute(f"DELETE FROM {part.full_name} WHERE message = 'forgotten'")
+            moving = pool.submit(partitions._move, mine, "logsluice.logs", part)
+            waits = "SELECT true FROM pg_locks WHERE pid = %s AND NOT granted"
+            assert until(lambda: conn.execute(waits, [mine.info.backend_pid]).fetchone(), LIMIT)
+        moving.result(LIMIT)
+    assert messages(conn) == ["other"]
 
 
 def test_a_row_that_is_kept_for_ever_and_comes_at_the_last_moment_stays(conn, now, late):
