@@ -218,8 +218,14 @@ class OrphanBuffer:
         """Remove the stream's folder once nothing is left in it; whether it is gone."""
         return not self._files and self.folder.remove(self.name)
 
+    def give_back(self) -> None:
+        """Let go of the stream: the next who looks adopts what is left."""
+        owner, self._owner = self._owner, -1
+        if owner >= 0:
+            self.folder.give_back(owner)
+
     def discard(self) -> None:
-        """Let go of the stream, and touch no file. The next who looks adopts what is left."""
+        """Close what is open, and unlock nothing: in a forked child, whose parent goes on with it."""
         owner, self._owner = self._owner, -1
         if owner >= 0:
             self.folder.close_file(owner)

@@ -258,7 +258,7 @@ def taken(folder: Folder, name: str) -> Iterator[OrphanBuffer]:
     try:
         yield orphan
     finally:
-        orphan.discard()
+        orphan.give_back()
 
 
 def elsewhere(header: Header, dsn: str) -> str | None:

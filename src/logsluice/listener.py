@@ -248,7 +248,8 @@ class Listener(logging.handlers.QueueListener):
         """Settle the end on the calling thread: count what is left as abandoned, close the sinks."""
         self.keeper.stop(GRACE)
         for route in self.adopted:
-            route.buffer.discard()  # the next process adopts what is left
+            assert isinstance(route.buffer, OrphanBuffer)
+            route.buffer.give_back()
         for route in self.routes:
             self._abandon(route, "exit")
         for route in self.routes:
@@ -414,7 +415,7 @@ class Listener(logging.handlers.QueueListener):
             route.sink.retire()
         elif self.adopter is not None:
             self.adopter.left[buffer.name] = "its folder cannot be removed"
-        buffer.discard()
+        buffer.give_back()
         totals = route.ledger.totals
         self.diagnostics.say(
             f"adopted-{buffer.name}",

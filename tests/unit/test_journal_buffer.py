@@ -20,12 +20,16 @@ from types import SimpleNamespace
 
 import pytest
 
-from logsluice import buffer, journal, journal_buffer
+from logsluice import buffer, journal, journal_buffer, journals
 from logsluice.adoption import Adopter
 from logsluice.buffer import position
+from logsluice.config import PostgresSettings
+from logsluice.diagnostics import Diagnostics
 from logsluice.folder import Folder, boot_id
 from logsluice.journal import Header, UnreadableError, acknowledged, file_size, read_header, read_image
 from logsluice.journal_buffer import AGAIN, LINGERS, STALE, TRIES, JournalBuffer
+from logsluice.listener import Listener
+from logsluice.primitives import SimpleQueue
 from support.buffers import LIMIT, MIB, Said, at_every_line, drain, header, law, log, run
 
 SEGMENT = 4096  # bytes, in `small`
@@ -1268,6 +1272,24 @@ def test_a_child_that_is_forked_during_the_look_does_not_hold_what_is_left(path,
     assert Adopter(disk, header(), set(), Said()).look(set()) == []
     assert Folder(str(path)).take_over(f"{1:016x}") is not None
     os.close(*children)
+
+
+@pytest.mark.parametrize("who", ["handler", "command"])
+def test_a_child_that_is_forked_meanwhile_does_not_hold_what_was_adopted_and_not_sent(path, disk, who):
+    """As above: a child that no hook renews, or that was forked before the listener knew of the orphan."""
+    orphan(path, 1, [b"a"])
+    name = f"{1:016x}"
+    if who == "command":
+        with journals.taken(disk, name) as found:
+            child = os.dup(found._owner)  # as a fork does
+    else:
+        (found,) = Adopter(disk, header(), set(), Said()).look(set())
+        child = os.dup(found._owner)
+        listener = Listener(SimpleQueue(), PostgresSettings(), Diagnostics("test"))
+        listener.adopted.append(SimpleNamespace(buffer=found))
+        listener.drain_here()
+    assert Folder(str(path)).take_over(name) is not None
+    os.close(child)
 
 
 def test_two_files_of_one_number_that_both_hold_rows(path, disk):
