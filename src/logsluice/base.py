@@ -586,6 +586,7 @@ class BaseHandler(logging.Handler):
         own threads and while the caller holds logging's lock (inside `dictConfig`): waiting there could last for ever.
         """
         filters.report(self.filters)
+        self._leave_to_parent()
         if self._pair is None:
             return True
         seconds = self._settings.shutdown_timeout if timeout is None else timeout
@@ -620,6 +621,7 @@ class BaseHandler(logging.Handler):
         """
         # Each line may be repeated: a SIGTERM in the middle closes again, and must find nothing taken for done.
         filters.report(self.filters, everything=True)  # "12 more were suppressed": records like any other
+        self._leave_to_parent()
         self._ended = True
         if type(self).handle is BaseHandler.handle and self.__dict__.get("handle") in {None, self.__dict__.get("_way")}:
             self.__dict__["handle"] = self._too_late
@@ -646,6 +648,11 @@ class BaseHandler(logging.Handler):
             unused = not listener.started and not any(route.waits for route in listener.routes)
             if unused or not lifecycle.holds_logging_lock():
                 listener.wait(deadline)
+
+    def _leave_to_parent(self) -> None:
+        """In a child that no hook renewed and that logged nothing: what waits is its parent's, and its thread, too."""
+        if self._pair is not None and os.getpid() != self._pid:
+            lifecycle.forked()
 
     # --- looking ------------------------------------------------------------------------------------------------
 

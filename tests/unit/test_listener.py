@@ -240,6 +240,19 @@ def test_a_ctrl_c_while_a_fork_waits_keeps_no_listener_from_its_connection(monke
     assert not held.locked()
 
 
+@pytest.mark.parametrize("what", ["flush", "close"])
+def test_a_child_that_no_hook_renewed_leaves_its_parents_records_alone(monkeypatch, what):
+    """It waited for a thread that it does not have, for all of `shutdown_timeout`, and said that records were lost."""
+    handler = PostgresHandler(dsn="host=/nowhere", shutdown_timeout=0.1)
+    monkeypatch.setattr(handler, "_start", lambda _listener: None)
+    handler.handle(logging.makeLogRecord({"msg": "the parent's"}))
+    assert not handler.flush(0)
+    monkeypatch.setattr(handler, "_pid", 0)  # as in a child
+    monkeypatch.setattr(lifecycle, "forked", handler.renew)
+    assert getattr(handler, what)() in {True, None}
+    assert handler._pair is None
+
+
 # --- two routes -----------------------------------------------------------------------------------------------------
 
 
