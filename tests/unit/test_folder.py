@@ -716,6 +716,14 @@ def test_a_file_that_gets_another_name_during_the_look_is_counted(folder, monkey
     assert folder.files(STREAM) == [("one", 1000), ("owner", 0), ("two", 1000)]
 
 
+def test_a_name_that_stays_in_the_list_and_is_no_more_is_left_out(folder, monkeypatch):
+    """As file servers list it for some time: the look never ended."""
+    filled(folder, "one")
+    monkeypatch.setattr(folder, "names", lambda name=".": [*Folder.names(folder, name), *["gone"] * (name == STREAM)])
+    assert folder.files(STREAM) == [("one", 1000), ("owner", 0)]
+    assert folder.used() == 1000
+
+
 def test_a_file_that_moves_to_the_quarantine_during_the_look_is_counted(folder, monkeypatch):
     filled(folder, "one", "two", "three")
     folder.quarantine(f"{STREAM}/three")  # so that the quarantine is there, and is listed
