@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from logsluice import decoding, holds, maintenance, partitions
 from logsluice.columns import quote
 from logsluice.errors import ConfigError
+from logsluice.sinks.link import read_times
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -49,6 +50,7 @@ def erase(
     """
     if not match or not all(name and value for name, value in match.items()):
         raise ConfigError("say which rows: COLUMN=VALUE, neither of them empty")
+    read_times(conn)
     found, tables = [], maintenance.known(conn, schema)
     letters = Erased("dead_letter")  # first: one that is sent again meanwhile is a row of the tables then
     _dead_letters(conn, schema, match, one=letters, dry_run=dry_run)

@@ -6,12 +6,12 @@ import os
 import signal
 import subprocess
 import sys
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 
 import psycopg
 import pytest
 
-from logsluice import maintenance, traces
+from logsluice import erasure, maintenance, reports, traces
 from logsluice.cli import main
 from support.howto import Service, environment
 from support.processes import until
@@ -50,8 +50,15 @@ def test_a_database_with_settings_of_its_own(dsn, capsys):
     ):  # fmt: skip
         assert main([*argv, "--dsn", dsn]) == 0, argv
         assert "bug" not in capsys.readouterr().err
+    now = datetime.now(timezone.utc)
     with psycopg.connect(dsn, autocommit=True) as conn:
-        maintenance.run(conn, now=datetime.now(timezone.utc))
+        maintenance.run(conn, now=now)
+    with psycopg.connect(dsn, autocommit=True) as conn:
+        erasure.erase(conn, {"user_id": "u"})
+    scope = reports.Scope(now - timedelta(days=1), now)
+    with psycopg.connect(dsn, autocommit=True) as conn, reports.snapshot(conn):
+        found = reports.streams(conn, scope), reports.levels(conn, scope, timedelta(hours=6))
+    assert found == (reports.streams(dsn, scope), reports.levels(dsn, scope, timedelta(hours=6)))
     assert traces.read(dsn, "ab").items
 
 

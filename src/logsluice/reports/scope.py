@@ -161,7 +161,7 @@ def snapshot(where: Conn | str, *, timeout: float | None = None) -> Iterator[Con
         # jit: it compiles the same expressions anew for each partition, half of a report's time of 60 days.
         conn.execute(
             "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY; SET LOCAL timezone = 'UTC'; "
-            "SET LOCAL search_path = pg_catalog, pg_temp; SET LOCAL jit = off",
+            "SET LOCAL datestyle = 'ISO'; SET LOCAL search_path = pg_catalog, pg_temp; SET LOCAL jit = off",
             prepare=False,
         )
         if timeout is not None:
@@ -176,7 +176,10 @@ def _opened(where: Conn | str) -> Iterator[Conn]:
         return
     import psycopg  # noqa: PLC0415 - with the first read: importing this package costs no driver
 
+    from logsluice.sinks.link import read_times  # noqa: PLC0415 - as above
+
     with psycopg.connect(where, autocommit=True) as conn:
+        read_times(conn)
         yield conn
 
 
