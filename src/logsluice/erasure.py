@@ -127,6 +127,8 @@ def _letters(
     one.held = one.unread = 0
     with conn.transaction():
         partitions.settings(conn, partitions.DROP_LOCK_TIMEOUT)
+        # To look through a page of large ones takes longer than `IDLE_LIMIT`; nobody waits for what this locks.
+        conn.execute("SET LOCAL idle_in_transaction_session_timeout = 0", prepare=False)
         with conn.cursor(name="logsluice_forget") as cursor:
             cursor.itersize = PAGE
             cursor.execute(f"SELECT ctid::text, stream, position, at, columns, row FROM {table}")

@@ -36,8 +36,9 @@ AHEAD = timedelta(days=1)  # kept ready before and after now: late records, and 
 MAKE_LOCK_TIMEOUT = "2s"
 # 3 s: an autovacuum in the way gives up after `deadlock_timeout` (1 s); whoever reads longer is left in peace.
 DROP_LOCK_TIMEOUT = "3s"
-# 10 s: our transactions have no pauses of their own. A process that is killed in one leaves its socket to its children,
-# the server sees no end of the session, and its locks would keep every other process from making a partition.
+# 10 s: our transactions have no pauses of their own; those that have (an archive's, the look of `forget`) lift it.
+# A process that is killed in one leaves its socket to its children, the server sees no end of the session, and its
+# locks would keep every other process from making a partition.
 IDLE_LIMIT = "10s"
 
 _OVERLAPS = "42P17"  # what ATTACH raises where another partition has a part of the range

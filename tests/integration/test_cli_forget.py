@@ -181,6 +181,20 @@ def test_a_dead_letter_that_is_changed_meanwhile_is_deleted(dsn, conn, monkeypat
     assert left(conn, "dead_letter", "position") == []
 
 
+def test_dead_letters_that_take_long_to_look_through_are_looked_through(conn, monkeypatch):
+    """A page of 50 with 4 MiB each takes more than the 10 s after which the server ended the transaction."""
+    dead(conn, ["user_id"], "u-7")
+    texts, limits = erasure._texts, []
+
+    def looked(*given):
+        limits.append(conn.execute("SHOW idle_in_transaction_session_timeout").fetchone()[0])
+        return texts(*given)
+
+    monkeypatch.setattr(erasure, "_texts", looked)
+    assert erasure.erase(conn, {"user_id": "u-7"})[-1].rows == 1
+    assert limits == ["0"]
+
+
 @pytest.mark.parametrize("meanwhile", ["", "UPDATE logsluice.dead_letter SET error = 'kept' WHERE ctid = OLD.ctid;"])
 def test_a_dead_letter_that_a_trigger_keeps_is_not_asked_for_for_ever(conn, meanwhile):
     """One that it changes as well lies in another place at each look."""
