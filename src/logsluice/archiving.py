@@ -166,7 +166,8 @@ class Restore:
             wanted = self.conn.execute(
                 f"SELECT count(*) FROM {_STAGE} WHERE {during}", values, prepare=False
             ).fetchone()
-            insert = f"INSERT INTO {target} ({columns}) SELECT {columns} FROM {_STAGE} WHERE "
+            given = names(self._given(one, target))
+            insert = f"INSERT INTO {target} ({given}) SELECT {given} FROM {_STAGE} WHERE "
             key = key_of(one.table)
             # A dead letter that was edited or stored since is the same one: put back beside it, it would be sent again.
             same = [each for each in one.columns if one.table != "dead_letter" or each.name in key]
@@ -190,6 +191,12 @@ class Restore:
                 parts.append(f"{quote(one.clock)} {how} %s::timestamptz")
                 values.append(edge)
         return " AND ".join(parts), values
+
+    def _given(self, one: Manifest, target: str) -> list[rows.Column]:
+        """Return the file's columns but for those that the table computes itself: PostgreSQL takes no values there."""
+        query = "SELECT attname::text FROM pg_attribute WHERE attrelid = %s::regclass AND attgenerated <> ''"
+        computed = {row[0] for row in self.conn.execute(query, [target], prepare=False).fetchall()}
+        return [column for column in one.columns if column.name not in computed]
 
     def _target(self, one: Manifest) -> tuple[str, bool]:
         """Return the table's quoted name, and whether it has partitions. Raises unless it has the file's columns."""
