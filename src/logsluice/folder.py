@@ -347,11 +347,13 @@ class Folder:
         os.close(descriptor)
 
     def _stat(self, name: str) -> os.stat_result:
-        return os.stat(name, dir_fd=self.root(), follow_symlinks=False)
+        """After `root` or `names`. Not by `root` itself: a look at many files would give up the GIL twice for each."""
+        return os.stat(name, dir_fd=self._root, follow_symlinks=False)
 
     def exists(self, name: str) -> bool:
         """Whether there is a file of this name."""
         try:
+            self.root()
             self._stat(name)
         except OSError:
             return False

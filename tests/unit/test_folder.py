@@ -695,6 +695,17 @@ def test_two_threads_that_list_the_folder_at_once_both_see_all_of_it(folder):
         assert folder.streams() == [STREAM]
 
 
+def test_a_look_asks_once_for_each_file(folder, monkeypatch):
+    """Each system call gives up the GIL, and a logging call that makes a segment waits for the look."""
+    filled(folder, *map(str, range(20)))
+    calls = []
+    for name in ("stat", "fstat", "open", "listdir"):
+        real = getattr(os, name)
+        monkeypatch.setattr(module.os, name, lambda *a, real=real, **o: calls.append(a) or real(*a, **o))
+    assert folder.used() == 20 * 1000
+    assert len(calls) <= 20 + 10  # the owner's and the lock's, the two folders' own
+
+
 def moves_between(monkeypatch, wanted, move):
     """Have something happen after a name was listed and before its file is looked at."""
     real, done = os.stat, []
