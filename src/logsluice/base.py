@@ -377,9 +377,9 @@ class BaseHandler(logging.Handler):
     def _open_route(self, listener: Listener, kind: LogType, target: Target) -> Callable[..., bool]:
         """Open the route of a typed log with its first record."""
         newcomer = object()
-        if self._settings.journal is None and not listener.family.begin(newcomer):
-            return functools.partial(self._no_room, listener)
         try:
+            if self._settings.journal is None and not listener.family.begin(newcomer):
+                return functools.partial(self._no_room, listener)
             made = self._route(listener, kind.table, target)
         finally:
             listener.family.release(newcomer)

@@ -18,6 +18,7 @@ from logsluice.buffer import Batch, Buffer
 from logsluice.capture import Rules
 from logsluice.columns import target_from
 from logsluice.config import PostgresSettings, settings_from
+from logsluice.contrib import JobLog
 from logsluice.delivery import ATTEMPTS, STORM, Failure
 from logsluice.diagnostics import Diagnostics
 from logsluice.figures import stats_of
@@ -251,6 +252,24 @@ def test_a_child_that_no_hook_renewed_leaves_its_parents_records_alone(monkeypat
     monkeypatch.setattr(lifecycle, "forked", handler.renew)
     assert getattr(handler, what)() in {True, None}
     assert handler._pair is None
+
+
+def test_a_ctrl_c_in_the_first_record_of_a_typed_log_keeps_no_room(monkeypatch):
+    """What it had claimed for its first segment was nobody's, for as long as the handler lived."""
+    handler = PostgresHandler(dsn="host=/nowhere", shutdown_timeout=0.1)
+    monkeypatch.setattr(handler, "_start", lambda _listener: None)
+    handler.handle(logging.makeLogRecord({"msg": "first"}))
+    family = handler._pair[1].family
+    begin = family.begin
+
+    def interrupted(newcomer):
+        begin(newcomer)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(family, "begin", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        handler.handle(logging.makeLogRecord({"msg": JobLog(log_type="system", message="typed")}))
+    assert not family._claims
 
 
 # --- two routes -----------------------------------------------------------------------------------------------------
