@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from logsluice import partitions
-from logsluice.catalogue import relation
+from logsluice.catalogue import relation, scalar
 from logsluice.columns import quote
 from logsluice.errors import LogsluiceError
 
@@ -70,6 +70,9 @@ def lacks(conn: psycopg.Connection[Any], seen: State, full_name: str) -> bool:
     """Whether a partition, attached or not, has rows that are not counted, or may have: the roll-up is not full."""
     if not seen.full:  # rows of before have no `xact` to tell by, and somebody else may be counting them now
         return True
+    has = "SELECT true FROM pg_attribute WHERE attrelid = %s::regclass AND attname = 'xact' AND NOT attisdropped"
+    if scalar(conn, has, full_name) is None:  # detached before there was a roll-up: counted with what was there
+        return False
     where, values = seen.known()
     query = f"SELECT true FROM ONLY {full_name} WHERE NOT {where} LIMIT 1"
     return conn.execute(query, values, prepare=False).fetchone() is not None
@@ -118,11 +121,12 @@ def refresh(conn: psycopg.Connection[Any], schema: str, *, stop: Callable[[], bo
     return number
 
 
-# Partitions whose drop was interrupted. One from before the roll-up has no `xact`.
+# Partitions whose drop was interrupted. One from before the roll-up has no `xact`, and no row that is new.
 _HIDDEN = """
-SELECT format('ONLY %%I.%%I', n.nspname, c.relname)
+SELECT CASE WHEN a.attname IS NULL THEN 'NULL::bigint AS xact' ELSE 'xact' END,
+       format('ONLY %%I.%%I', n.nspname, c.relname)
   FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-  JOIN pg_attribute a ON a.attrelid = c.oid AND a.attname = 'xact' AND NOT a.attisdropped
+  LEFT JOIN pg_attribute a ON a.attrelid = c.oid AND a.attname = 'xact' AND NOT a.attisdropped
  WHERE c.oid IN (SELECT inhrelid FROM pg_inherits WHERE inhparent = %(logs)s::regclass AND inhdetachpending)
     OR NOT c.relispartition
        AND starts_with(obj_description(c.oid, 'pg_class'), concat(%(mark)s::text, ' ', %(logs)s::regclass::oid, ' '))
@@ -135,8 +139,8 @@ def _everywhere(conn: psycopg.Connection[Any], schema: str) -> str:
     hidden = conn.execute(_HIDDEN, {"logs": logs, "mark": partitions.MARK}, prepare=False).fetchall()
     if not hidden:
         return logs
-    each = "SELECT ts, service, level, logger, message, exc_text, attributes, xact FROM"
-    return f"({' UNION ALL '.join(f'{each} {one}' for one in (logs, *(row[0] for row in hidden)))}) AS logs"
+    each = "SELECT ts, service, level, logger, message, exc_text, attributes"
+    return f"({' UNION ALL '.join(f'{each}, {xact} FROM {one}' for xact, one in (('xact', logs), *hidden))}) AS logs"
 
 
 def _count(

@@ -208,6 +208,24 @@ def test_rows_of_a_partition_whose_drop_was_interrupted_are_counted(dsn, conn, b
     assert (counted(conn), rollup.refresh(conn, "logsluice")) == (2, 0)
 
 
+def test_a_partition_whose_drop_was_interrupted_before_there_was_a_roll_up_is_counted_and_goes(plain):
+    """It has no `xact`, and was neither counted nor ever dropped."""
+    partitions.ensure_at(plain, "logsluice", "day", NOW - 20 * DAY)
+    put(plain, NOW - 20 * DAY)
+    put(plain)
+    (part,) = partitions.expired(plain, "logsluice", 15 * DAY, NOW)
+
+    def killed():
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        partitions.drop(plain, "logsluice", part, before=killed)
+    schema.apply(plain, schema.rollup())
+    assert maintain(plain, {"*": "15d"}).skipped == []
+    assert partitions.expired(plain, "logsluice", 15 * DAY, NOW) == []
+    assert (counted(plain), rollup.refresh(plain, "logsluice")) == (2, 0)
+
+
 def test_nothing_is_deleted_before_it_is_counted(conn, monkeypatch):
     for days in (20, 10):
         partitions.ensure_at(conn, "logsluice", "day", NOW - days * DAY)
