@@ -649,28 +649,33 @@ def test_it_dies_between_the_write_and_the_acknowledgement(path, tmp_path, after
     assert [one["state"] for one in journaled["adopted"]] == ["done"]
 
 
-@pytest.mark.parametrize("how", ["renamed", "compressed"])
+@pytest.mark.parametrize("how", ["renamed", "compressed", "shifted"])
 def test_lines_are_found_in_a_file_that_logrotate_takes_during_the_look(path, monkeypatch, how):
     """What was listed had another name when it was opened: its lines stood twice."""
     rotated = path.with_name("app.log.1")
     path.parent.mkdir()
+    path.write_text("")
     holds = path if how == "renamed" else rotated
     holds.write_text('{"stream": "77"}\n')
-    real = module._gather
+    real, todo = module._gather, [how]
 
     def gather(file, *given):
-        if file == holds and holds.exists():
-            if how == "renamed":
-                path.rename(rotated)
-            else:
+        if file == holds and todo:
+            todo.pop()
+            if how == "compressed":
                 rotated.with_name("app.log.1.gz").write_bytes(gzip.compress(rotated.read_bytes()))
                 rotated.unlink()
+            else:
+                if how == "shifted":
+                    rotated.rename(path.with_name("app.log.2"))
+                path.rename(rotated)
         return real(file, *given)
 
     monkeypatch.setattr(module, "_gather", gather)
     looked_into = LogFile(settings_from({"filename": str(path)}, FileSettings), Diagnostics("file"), lambda: None)
     looked_into.path = path
     assert len(looked_into.there(77)) == 1
+    assert not todo
 
 
 def test_control_without_looking_lines_stand_twice(path, tmp_path, monkeypatch):

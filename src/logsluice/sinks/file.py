@@ -27,7 +27,6 @@ import errno
 import fcntl
 import gzip
 import hashlib
-import itertools
 import json
 import os
 import time
@@ -55,6 +54,7 @@ LOCK_POLL = 0.01  # seconds between looks at a lock that another process holds; 
 # Bytes at the end of the file in which lines of a dead process are looked for: what one journal segment (4 MiB) and the
 # batch that was in flight can have become, with room for what others wrote since.
 SEARCHED = 64 * 1024 * 1024
+LOOKS = 3  # into files that are rotated meanwhile: two, unless they are again
 # Bytes of lines written at once where some are left out: the place up to which all is done is known after each.
 RUN = 256 * 1024
 DEAD = ".dead"  # at the end of a name: rows of damaged blocks of a journal
@@ -207,31 +207,32 @@ class LogFile:
     def there(self, stream: int) -> set[bytes]:
         """Return the digests of the lines with this number near the end of the file, or of those rotated last."""
         found: set[bytes] = set()
-        left = SEARCHED
-        for path in itertools.chain([self.path], self._older()):
-            if left <= 0:
-                break
-            # The second: compressed meanwhile, by logrotate or another process.
-            for name in (path, path.with_name(f"{path.name}.gz")):
-                with suppress(OSError, EOFError, zlib.error):  # deleted meanwhile, or no gzip file after all
-                    left -= _gather(name, str(stream).encode(), left, found)
+        for _ in range(LOOKS):
+            older, left = self._older(), SEARCHED
+            for path in [self.path, *older]:
+                if left <= 0:
                     break
+                with suppress(OSError, EOFError, zlib.error):  # deleted meanwhile, or no gzip file after all
+                    left -= _gather(path, str(stream).encode(), left, found)
+            if self._older() == older:
+                break  # else logrotate, or another process, renamed or compressed what was to be read
         return found
 
-    def _older(self) -> Iterator[Path]:
+    def _older(self) -> dict[Path, int]:
         """
-        Yield the files that have the name and more, the newest first: logrotate's, too, whatever it calls them.
+        Return the files that have the name and more, the newest first, each with its inode.
 
-        They are listed when the first is asked for, so that what was renamed before is among them.
+        They are logrotate's, too, whatever it calls them.
         """
-        found: list[tuple[int, Path]] = []
+        found: list[tuple[int, Path, int]] = []
         for file in self.path.parent.iterdir():
             if file.name.startswith((f"{self.path.name}.", f"{self.path.name}-")) and not file.name.endswith(
                 (PART, DEAD)
             ):
                 with suppress(FileNotFoundError):
-                    found.append((file.stat().st_mtime_ns, file))
-        yield from (file for _, file in sorted(found, reverse=True))
+                    status = file.stat()
+                    found.append((status.st_mtime_ns, file, status.st_ino))
+        return {file: inode for _, file, inode in sorted(found, reverse=True)}
 
     def keep_dead(self, entry: dict[str, object]) -> None:
         """Keep a row that is no line. Under the lock."""
