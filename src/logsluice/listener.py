@@ -450,12 +450,12 @@ class Listener(logging.handlers.QueueListener):
         if batch is None:
             return
         route.attempts += 1
-        dropped = sum(route.buffer.dropped().values())
+        gone = route.gone()  # before those that were offered: a record is offered before it can go
         started = time.monotonic()
         try:
             route.sink.open()
             started = time.monotonic()  # connecting and making partitions are no slow batch
-            outcome = route.sink.write(batch, Counts(route.buffer.offered(), dropped))
+            outcome = route.sink.write(batch, Counts(route.buffer.offered(), gone))
         except SinkError as error:
             self._failed(route, batch, error.failure, time.monotonic() - started)
             return
@@ -477,6 +477,7 @@ class Listener(logging.handlers.QueueListener):
         """Count in the book what a journal buffer found to be unreadable."""
         while route.buffer.given_up:
             reason, records = route.buffer.given_up.popitem()
+            route.given_up += records
             route.ledger.totals = route.ledger.totals.abandon(reason, records)
 
     def _stored(self, route: Route, batch: Batch, outcome: Outcome, seconds: float) -> None:
@@ -607,6 +608,7 @@ class Listener(logging.handlers.QueueListener):
                 route.ledger.totals = route.ledger.totals.abandon("fallback", handed)
             if records - handed:
                 route.ledger.totals = route.ledger.totals.abandon("retry_limit", records - handed)
+            route.given_up += records
             self._settle(route, batch)
             where = f", {handed} of them to the fallback" if handed else ""
             self.diagnostics.say("abandoned", f"{records} records given up after {limit} retries (retry_limit){where}")

@@ -42,6 +42,7 @@ class Route:
     aside: dict[int, Failure] = field(default_factory=dict)  # rows of the slice that the server rejected
     attempts: int = 0  # with this batch
     retries: int = 0  # RETRY verdicts in a row
+    given_up: int = 0  # records of it so far
     streak: int = 0  # rejections since the last stored row
     seen: deque[tuple[float, int]] = field(default_factory=deque)  # (monotonic, position): it was there by then
     storing_since: float = 0.0  # monotonic: when waiting began, or the last row was stored
@@ -57,6 +58,11 @@ class Route:
     def waits(self) -> bool:
         """Whether anything is in the buffer."""
         return self.buffer.tail() > self.buffer.settled
+
+    def gone(self) -> int:
+        """Return how many of its records never come to its table: dropped, given up, or taken by the fallback."""
+        handed = self.buffer.handed.value if isinstance(self.buffer, Buffer) else 0
+        return sum(self.buffer.dropped().values()) + handed + self.given_up
 
     def markers(self, batch: Batch) -> int:
         """Return how many rows of a batch are markers of our own."""

@@ -79,6 +79,9 @@ def test_what_has_no_room_goes_to_the_other_handler_and_is_no_drop(dsn, kept):
         assert stats.abandoned_by == {"fallback": len(kept.records)}
         assert not stats.dropped_by
         assert not stats.markers  # a marker tells of drops
+        shop.log()
+        assert shop.flush()
+        assert shop.query("SELECT offered - dropped - stored - dead FROM logsluice.stream") == [(0,)]  # nothing waits
         one = kept.records[0]
         assert one.levelno == logging.INFO
         assert one.name == shop.logger.name  # the record itself, not a copy of it

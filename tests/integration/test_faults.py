@@ -490,6 +490,7 @@ def test_a_batch_given_up_after_retry_limit_is_counted(dsn, capfd):
         stored, _ = shop.check(lost=10)
         assert sorted(stored) == [*range(10), *range(20, 30)]
         assert shop.stats.abandoned_by == {"retry_limit": 10}
+        assert shop.query("SELECT offered - dropped - stored - dead FROM logsluice.stream") == [(0,)]  # nothing waits
     assert "10 records given up" in capfd.readouterr().err
 
 

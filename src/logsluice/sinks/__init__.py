@@ -52,7 +52,7 @@ class Counts:
     """What the stream's row says about its client, sent along with each batch."""
 
     offered: int
-    dropped: int
+    dropped: int  # with those that were given up, or taken by the fallback: none of them waits
 
 
 def rows(batch: Batch) -> Iterator[tuple[int, str]]:
