@@ -248,9 +248,19 @@ def test_top_once(conn, shown):
     assert re.fullmatch(r" *\d+ \w+  email +3  job-1  mailbox full", lines[19])
 
 
+OLD = reports.StreamState(stream=7, service="shop", environment=None, version=None, host="web", pid=7, offered=0,
+                          stored=1000, dropped=0, dead=0, position=0, started=NOON, updated=NOON, retired=None)  # fmt: skip
+
+
+def test_what_waits_is_known_of_a_stream_that_its_process_spoke_of_and_that_may_still_send():
+    assert OLD.waiting == 0  # adopted before its first batch: only its process knew what was offered
+    behind = dataclasses.replace(OLD, offered=1040, dropped=20, dead=5)
+    assert behind.waiting == 15
+    assert dataclasses.replace(behind, retired=NOON).waiting == 0  # its journal is gone
+
+
 def test_the_rate_is_of_the_time_between_two_looks():
-    old = reports.StreamState(stream=7, service="shop", environment=None, version=None, host="web", pid=7, offered=0,
-                              stored=1000, dropped=0, dead=0, position=0, started=NOON, updated=NOON, retired=None)  # fmt: skip
+    old = OLD
     begun = dataclasses.replace(old, stream=8, stored=80, started=NOON + timedelta(seconds=1))  # since the look before
     before = top.Look(clock=10.0, now=NOON, streams=[old], levels=[], errors=[], failed=[])
     streams = [begun, dataclasses.replace(old, stored=1500), dataclasses.replace(old, stream=9)]

@@ -47,7 +47,7 @@ class StreamState:
     pid: int | None
     offered: int  # records, as are the next three
     stored: int
-    dropped: int
+    dropped: int  # with those that were given up, or taken by the fallback
     dead: int
     position: int  # the watermark, segment number x 2^32 + offset in bytes
     started: datetime
@@ -57,6 +57,8 @@ class StreamState:
     @property
     def waiting(self) -> int:
         """Records that its process had in hand when it sent its last batch, behind that; 0 where nobody knows."""
+        if self.retired is not None:
+            return 0  # what is not stored by now went with a damaged file
         return max(self.offered - self.dropped - self.stored - self.dead, 0)
 
 
