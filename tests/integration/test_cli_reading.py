@@ -129,3 +129,21 @@ def test_nothing_found_is_one_and_an_error_two(stored, capsys):
         captured = capsys.readouterr()
         assert captured.out == ""
         assert captured.err
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["partitions", "--dsn", "nonsense"], "the DSN cannot be read"),
+        (["maintain", "--once", "--dsn", "postgresql://logs:se@cret@db/logs"], "Percent-encode"),  # --every ends, too
+        (["decrypt", "--key", "private.pem", "--table", "logs"], "--table and --column go together"),
+        (["decrypt", "--key", "private.pem", "--dsn", "dbname=logs"], "--dsn says nothing without --table"),
+        (["demo", "--look"], "--look goes with --data DIR"),
+    ],
+    ids=lambda one: one if isinstance(one, str) else one[0],
+)
+def test_wrong_arguments_that_argparse_takes_end_with_two(args, said, capsys):
+    assert main(args) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert said in captured.err

@@ -48,18 +48,18 @@ def add_dsn(parser: argparse.ArgumentParser, *, schema: bool = True) -> None:
 
 
 def dsn(args: argparse.Namespace) -> str:
-    """Return where the arguments or the environment say, as a libpq string. Raises one line without a secret."""
+    """Return where the arguments or the environment say, as libpq's string. Raises `ConfigError` without a secret."""
     text = args.dsn if args.dsn is not None else os.environ.get(DSN_VARIABLE, "")
     try:
         given = conninfo.conninfo_to_dict(text)
     except psycopg.Error:
         # libpq quotes what it cannot read, and that may be a part of the password.
-        raise LogsluiceError(
+        raise ConfigError(
             "the DSN cannot be read; write 'host=... dbname=... user=...' or postgresql://user@host:port/dbname, "
             "with odd characters percent-encoded in a URI"
         ) from None
     if misread(text, given):
-        raise LogsluiceError(MISREAD)
+        raise ConfigError(MISREAD)
     ours = {"fallback_application_name": "logsluice"}
     if "PGCONNECT_TIMEOUT" not in os.environ:
         ours["connect_timeout"] = _CONNECT_TIMEOUT

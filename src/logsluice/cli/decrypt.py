@@ -19,7 +19,7 @@ from psycopg import sql
 
 from logsluice.cli import common
 from logsluice.crypto import SEALED, Keys
-from logsluice.errors import LogsluiceError
+from logsluice.errors import ConfigError, LogsluiceError
 
 if TYPE_CHECKING:
     import argparse
@@ -44,9 +44,9 @@ def register(commands: common.Commands) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print the lines; 1 when a value could not be opened."""
     if (args.table is None) != (args.column is None):
-        raise LogsluiceError("--table and --column go together: say both, or neither to read stdin")
+        raise ConfigError("--table and --column go together: say both, or neither to read stdin")
     if args.table is None and args.dsn is not None:
-        raise LogsluiceError("--dsn says nothing without --table and --column")
+        raise ConfigError("--dsn says nothing without --table and --column")
     reader = Reader(Keys(args.key))
     for line in _column(args) if args.table else _stdin():
         print(reader.line(line))

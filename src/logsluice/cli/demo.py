@@ -23,7 +23,7 @@ from logsluice.cli import demo_report as report
 from logsluice.cli import output, shop
 from logsluice.cli.demo_watch import SHARE, TICK, Shop, Sight, Table
 from logsluice.devserver import EmbeddedPostgres
-from logsluice.errors import LogsluiceError
+from logsluice.errors import ConfigError, LogsluiceError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -66,9 +66,7 @@ def run(args: argparse.Namespace) -> int:
     screen = report.Screen(sys.stdout)
     waits = screen.live and sys.stdin.isatty()
     if args.look and not (args.data and waits):
-        raise LogsluiceError(
-            "--look goes with --data DIR, and with a terminal: the database runs until you press Enter"
-        )
+        raise ConfigError("--look goes with --data DIR, and with a terminal: the database runs until you press Enter")
     screen.progress("starting PostgreSQL ...")
     good = True
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # else the shop would outlive us
