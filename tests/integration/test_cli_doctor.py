@@ -474,6 +474,7 @@ def test_records_that_are_no_rows(dsn, by_dsn):
         assert shop.flush()
         out = by_dsn(dsn)[1]
         assert f"1 of the last day's streams dropped {dropped} records, most of them shop (pid {os.getpid()} on" in out
+        assert "given up (retry_limit), or fallback= has them" in next_of(out, "streams dropped")
         assert "fewer rows" not in out, "a dropped one was never stored"
         conn.execute("DELETE FROM logsluice.logs WHERE seq IN (1, 3)")
         status, out = by_dsn(dsn)

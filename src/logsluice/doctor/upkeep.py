@@ -83,7 +83,8 @@ def _dropped(database: Database) -> Iterator[Finding]:
         what = f"{count} of the last day's streams dropped {total:,} records, most of them {who}"
         step = (
             "rows of logger logsluice say when and why: logsluice query logger=logsluice since=1d; "
-            "raise capacity_bytes or, with a journal, journal_bytes"
+            "raise capacity_bytes or, with a journal, journal_bytes. Without such rows they were given up "
+            "(retry_limit), or fallback= has them"
         )
         yield Finding(WARN, "gaps", what, step)
 
