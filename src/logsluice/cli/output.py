@@ -160,8 +160,6 @@ def _pretty(record: Record, style: Style) -> str:
     ts = record.ts.astimezone(style.zone)
     time = ts.isoformat(" ", "milliseconds").replace("+00:00", "Z")
     rest = {name: value for name, value in record.fields.items() if value is not None}
-    if record.table == "logs":
-        rest.pop("xact", None)  # the roll-up's, a number on every line that tells a person nothing
     more = record.attributes if isinstance(record.attributes, dict) else {"": record.attributes}
     shown = {**rest, **more, **rest}  # columns first, and no attribute in the place of one
     text = json.dumps(shown, ensure_ascii=False, default=_plain)
