@@ -177,7 +177,7 @@ def owner(name: str, value: Any) -> Any:
         if not isinstance(value, str) or not value.strip(":"):
             raise LookupError("it is empty")
         owner_ids(value)
-    except LookupError as error:
+    except (LookupError, ValueError) as error:  # ValueError: of a NUL, or half of a character
         raise ConfigError(f"{name} must be 'user:group', 'user' or ':group' that there are, got {value!r}") from error
     return value
 

@@ -341,6 +341,8 @@ def test_a_folder_that_cannot_be_looked_after_is_said(tmp_path, capfd):
         ({"owner": "no-such-user"}, "owner must be 'user:group'"),
         ({"owner": ":"}, "owner must be"),
         ({"owner": 5}, "owner must be"),
+        ({"owner": "a\0b"}, "owner must be"),
+        ({"owner": ":\ud800"}, "owner must be"),
         ({"total_bytes": 5000}, "total_bytes needs rotation"),
         ({"delay_compress": True}, "delay_compress says nothing without compress"),
         ({"connections": 2}, "connections says nothing for a file"),
