@@ -210,6 +210,19 @@ def test_what_takes_too_long_says_what_to_do(conn, dsn, capsys):
     )
 
 
+def test_a_role_without_the_right_is_told(dsn, conn, capsys):
+    name = f"stranger_{conn.info.dbname}"
+    conn.execute(f"CREATE ROLE {name}")
+    try:
+        role = psycopg.conninfo.make_conninfo(dsn, options=f"-c role={name}")
+        assert main(["stats", "services", "--dsn", role]) == 1
+    finally:
+        conn.execute(f"DROP ROLE {name}")
+    said = capsys.readouterr().err
+    assert said.startswith("logsluice: services: permission denied for schema logsluice")
+    assert "connect as a role that may" in said
+
+
 def test_when_is_when():
     before, found, after = datetime.now(timezone.utc), arguments.moment("15m"), datetime.now(timezone.utc)
     assert before <= found + timedelta(minutes=15) <= after

@@ -206,7 +206,7 @@ def run(args: argparse.Namespace) -> int:
                 f"{one}: not done in {args.timeout:g} s; ask for less time with --since, or give it more with --timeout"
             ) from None
         except psycopg.Error as error:
-            raise LogsluiceError(f"{one}: {common.reason(error)}") from None
+            raise LogsluiceError(f"{one}: {common.reason(error)}{common.next_step(error)}") from None
     say_anything(sys.stdout)
     if args.o == "json":
         print(as_json({"since": scope.since, "until": scope.until, "service": scope.service, **found}))
