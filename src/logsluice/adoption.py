@@ -98,7 +98,7 @@ class OrphanBuffer:
 
     def waiting_bytes(self) -> int:
         """Bytes of the files that are left."""
-        return sum(size for _, _, size in self._files)
+        return sum(size for _, _, size in tuple(self._files))  # a copy: the listener takes them off meanwhile
 
     def rows_waiting(self) -> int:
         """Records of the segment being read that are not settled; of the others only their bytes are known."""

@@ -1292,6 +1292,17 @@ def test_a_child_that_is_forked_meanwhile_does_not_hold_what_was_adopted_and_not
     os.close(child)
 
 
+def test_stats_are_asked_for_while_an_orphan_is_sent(path, disk):
+    """Its files were counted while the listener took one off: RuntimeError, in the program that asked."""
+    orphan(path, 1, [b"a"])
+    (found,) = Adopter(disk, header(), set(), Said()).look(set())
+    found._files *= 3
+    before = found.waiting_bytes()
+    with at_every_line(lambda _line: found._files.rotate(), also={"<genexpr>"}):
+        assert found.waiting_bytes() == before
+    found.discard()
+
+
 def test_two_files_of_one_number_that_both_hold_rows(path, disk):
     """It cannot be; if it is, the second is not sent below the watermark and lost: it is kept apart, and counted."""
     orphan(path, 1, [b"a", b"b"])
