@@ -678,6 +678,21 @@ def test_lines_are_found_in_a_file_that_logrotate_takes_during_the_look(path, mo
     assert not todo
 
 
+def test_a_child_that_has_the_file_open_does_not_hold_what_was_rotated(path):
+    """The lock is of the open file, which a child has, too: nobody could compress it for as long as it lived."""
+    options = settings_from({"filename": str(path), "max_bytes": 1024}, FileSettings)
+    file = LogFile(options, Diagnostics("file"), lambda: None)
+    with file.held():
+        child = os.dup(file.open())  # as a fork does
+        file.append(b"x\n")
+        file.rotate()
+    (rotated,) = path.parent.glob(f"{path.name}.*")
+    with rotated.open("rb") as other:
+        fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    os.close(child)
+    file.close()
+
+
 def test_control_without_looking_lines_stand_twice(path, tmp_path, monkeypatch):
     """The test above can fail."""
     from logsluice.sinks.file import LogFile

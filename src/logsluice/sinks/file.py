@@ -157,6 +157,8 @@ class LogFile:
     def rotate(self) -> None:
         """Rename the file and hold the lock of a new one. Under the lock."""
         self.rotation.rotate(self.path)
+        if self.descriptor is not None:  # else a child that has it open as well would keep it from being compressed
+            fcntl.flock(self.descriptor, fcntl.LOCK_UN)
         self.close()
         self._lock()
 
