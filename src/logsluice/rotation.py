@@ -191,3 +191,5 @@ class Rotation:
             except BaseException:
                 part.unlink(missing_ok=True)
                 raise
+            finally:
+                fcntl.flock(source, fcntl.LOCK_UN)  # else a child that was forked meanwhile keeps it from the next

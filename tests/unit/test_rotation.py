@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from logsluice import rotation as module
 from logsluice.config import FileSettings, settings_from
 from logsluice.diagnostics import Diagnostics
 from logsluice.errors import ConfigError
@@ -293,16 +294,26 @@ def test_what_a_dead_process_left_is_done(tmp_path):
     assert len(list(tmp_path.iterdir())) == 2
 
 
-def test_given_up_at_the_deadline_and_done_by_the_next(tmp_path):
+def test_given_up_at_the_deadline_and_done_by_the_next(tmp_path, monkeypatch):
     place = Place(tmp_path, max_bytes=1024, utc=True, compress=True)
+    flock, children = module.fcntl.flock, []
+
+    def forked(file, how):
+        children.append(os.dup(file.fileno()))  # as a child has it
+        flock(file, how)
+
     place.deadline = 0.0  # of exit: over
     place.write(1, "x" * 1000 + "\n")
-    place.write(2)
+    with monkeypatch.context() as patched:
+        patched.setattr(module.fcntl, "flock", forked)
+        place.write(2)
     assert place.rotated == ["1970-01-01_00-00-01"]
     assert len(list(tmp_path.iterdir())) == 2
     following = Place(tmp_path, max_bytes=1024, utc=True, compress=True)
     following.write(3)
     assert following.rotated == ["1970-01-01_00-00-01.gz"]
+    for child in children:
+        os.close(child)
 
 
 def test_a_file_that_another_process_compresses_is_left_to_it(tmp_path):
