@@ -99,7 +99,8 @@ class _Annotation(str):
 def _signature(name, value):
     """One line for people, without self. Of a record of fields its name alone: the fields follow."""
     if inspect.isclass(value) and (
-        dataclasses.is_dataclass(value) or issubclass(value, (BaseException, tuple, Protocol))
+        # Not by issubclass: any class that looks like a runtime_checkable Protocol, of structlog's, say, is one of Protocol.
+        dataclasses.is_dataclass(value) or issubclass(value, (BaseException, tuple)) or Protocol in value.__mro__
         or value.__init__ is object.__init__
     ):  # fmt: skip
         return name
