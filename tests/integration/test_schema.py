@@ -133,7 +133,7 @@ def test_ten_that_start_at_once_migrate_once(empty_dsn, isolation):
 
 
 def test_a_lock_that_is_not_given_up_ends_in_an_error_and_nothing_half_done(empty_dsn, monkeypatch):
-    monkeypatch.setattr(schema, "_SETTINGS", schema._SETTINGS.replace("10s", "50ms"))
+    monkeypatch.setattr(schema, "_SETTINGS", schema._SETTINGS.replace("lock_timeout = '10s'", "lock_timeout = '50ms'"))
     with connect(empty_dsn) as holder, connect(empty_dsn) as conn:
         with holder.transaction():
             holder.execute("SELECT pg_advisory_xact_lock(hashtextextended('logsluice migrate logsluice', 0))")
@@ -141,6 +141,22 @@ def test_a_lock_that_is_not_given_up_ends_in_an_error_and_nothing_half_done(empt
                 schema.migrate(conn)
         assert conn.info.transaction_status == psycopg.pq.TransactionStatus.IDLE
         assert schema.migrate(conn)
+
+
+def test_the_server_ends_a_migration_whose_process_is_silent(empty_dsn, monkeypatch):
+    """Its locks would stay as long as a child of a killed process has its socket."""
+    settings = "idle_in_transaction_session_timeout = '10s'"
+    assert settings in schema._SETTINGS
+    monkeypatch.setattr(schema, "_SETTINGS", schema._SETTINGS.replace(settings, settings.replace("10s", "50ms")))
+    with connect(empty_dsn) as silent, connect(empty_dsn) as other:
+
+        def say_nothing_until_it_is_gone():
+            alive = "SELECT 1 FROM pg_stat_activity WHERE pid = %s"
+            assert until(lambda: not other.execute(alive, [silent.info.backend_pid]).fetchone(), LIMIT)
+            silent.execute("SELECT 1")
+
+        with pytest.raises(psycopg.errors.IdleInTransactionSessionTimeout), schema._alone(silent, "logsluice"):
+            say_nothing_until_it_is_gone()
 
 
 def test_a_file_that_fails_leaves_nothing(empty_dsn, monkeypatch):
